@@ -1,0 +1,1 @@
+//! Backends in process: for tests, examples and trying things out. Nothing survives the process.

@@ -1,0 +1,241 @@
+//! Request × pipeline → steps and quote. Pure: no clock, no network, no queue.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, FieldError, Result};
+use crate::job::{StepId, StepKind};
+use crate::media::MediaInfo;
+use crate::money::{Price, Quote, StepQuote, Usd};
+use crate::pipeline::Pipeline;
+use crate::provider::{ImageTask, Model, ModelId, ProviderId, Size, SpeechTask, TaskSpec, VideoTask};
+use crate::request::JobRequest;
+
+/// How a job is made: fixed when the job is created, so that a change of the host's pipeline
+/// changes no job that was already priced.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// How long the video shall be.
+    pub duration: Duration,
+    /// How large.
+    pub size: Size,
+    /// The image to start from, if the request brought one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<MediaInfo>,
+    /// The steps, each after those it needs.
+    pub steps: Vec<PlannedStep>,
+}
+
+/// One step of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedStep {
+    /// Which.
+    pub step: StepId,
+    /// What must be done before it.
+    pub needs: Vec<StepId>,
+    /// Who may do it, first choice first; each meets the request's hard limits.
+    pub routes: Vec<PlannedRoute>,
+    /// Whether the job may complete without it.
+    pub optional: bool,
+}
+
+/// One way to do a planned step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedRoute {
+    /// By whom.
+    pub provider: ProviderId,
+    /// With which model.
+    pub model: ModelId,
+    /// How it is billed.
+    pub price: Price,
+    /// What it costs by that price.
+    pub expected: Usd,
+    /// How long it usually takes.
+    pub typical: Duration,
+}
+
+impl Plan {
+    /// What is reserved: the dearest route of every step.
+    #[must_use]
+    pub fn hold(&self) -> Usd {
+        self.steps.iter().map(PlannedStep::hold).sum()
+    }
+
+    /// One step.
+    #[must_use]
+    pub fn step(&self, id: StepId) -> Option<&PlannedStep> {
+        self.steps.iter().find(|s| s.step == id)
+    }
+
+    /// How long the first choices take one after the other, as far as they wait for each other.
+    #[must_use]
+    pub fn estimated(&self) -> Duration {
+        let mut ends: Vec<(StepId, Duration)> = Vec::new();
+        for step in &self.steps {
+            let ready = |need: &StepId| ends.iter().find(|(id, _)| id == need).map_or(Duration::ZERO, |(_, end)| *end);
+            let start = step.needs.iter().map(ready).max().unwrap_or_default();
+            let typical = step.routes.first().map_or(Duration::ZERO, |r| r.typical);
+            ends.push((step.step, start + typical));
+        }
+        ends.into_iter().map(|(_, end)| end).max().unwrap_or_default()
+    }
+
+    /// The plan's price and time.
+    #[must_use]
+    pub fn quote(&self) -> Quote {
+        let steps: Vec<StepQuote> = self
+            .steps
+            .iter()
+            .filter_map(|step| {
+                let first = step.routes.first()?;
+                Some(StepQuote {
+                    step: step.step,
+                    provider: first.provider.clone(),
+                    model: first.model.clone(),
+                    hold: step.hold(),
+                    expected: first.expected,
+                    estimated: first.typical,
+                })
+            })
+            .collect();
+        Quote {
+            hold: self.hold(),
+            expected: steps.iter().map(|s| s.expected).sum(),
+            estimated: self.estimated(),
+            steps,
+        }
+    }
+
+    /// The step whose output is the job's video.
+    #[must_use]
+    pub fn final_video(&self) -> StepId {
+        self.step(StepKind::Compose).map_or(StepKind::Video, |s| s.step)
+    }
+}
+
+impl PlannedStep {
+    /// The most that one accepted submission of it can cost.
+    #[must_use]
+    pub fn hold(&self) -> Usd {
+        self.routes.iter().map(|r| r.expected).max().unwrap_or_default()
+    }
+}
+
+/// Plans a valid request; `image` is what is known of the image it brings.
+///
+/// # Errors
+/// `Invalid`, naming the fields that no route of the pipeline can meet.
+pub fn plan(request: &JobRequest, pipeline: &Pipeline, image: Option<MediaInfo>) -> Result<Plan> {
+    let duration = request.duration.unwrap_or_else(|| pipeline.default_duration());
+    let size = request.size();
+    let has_image = image.is_some() || pipeline.find(StepKind::Image).is_some();
+    let mut steps: Vec<PlannedStep> = Vec::new();
+    let mut bad: Vec<FieldError> = Vec::new();
+
+    for kind in StepKind::ALL {
+        let wanted = match kind {
+            StepKind::Image => image.is_none(),
+            StepKind::Speech => request.spoken().is_some(),
+            StepKind::Video | StepKind::Compose | StepKind::Thumbnail => true,
+        };
+        if !wanted {
+            continue;
+        }
+        let Some(step) = pipeline.find(kind) else {
+            if kind == StepKind::Speech {
+                bad.push(FieldError::new("script", format!("pipeline {:?} cannot speak", pipeline.name())));
+            }
+            continue;
+        };
+        let spec = priced_task(kind, request, size, duration);
+        let mut routes = Vec::new();
+        let mut unmet = Vec::new();
+        for route in &step.routes {
+            let model = route.resolve(kind)?;
+            match unmet_limit(&model, size, duration, has_image) {
+                Some(problem) => unmet.push(problem),
+                None => routes.push(PlannedRoute {
+                    provider: route.provider.id(),
+                    model: model.id.clone(),
+                    price: model.price,
+                    expected: spec.as_ref().map_or_else(|| flat(model.price), |spec| model.price.of(spec)),
+                    typical: model.typical,
+                }),
+            }
+        }
+        if routes.is_empty() {
+            bad.extend(unmet.into_iter().take(1));
+        }
+        let planned = |kind: StepKind| steps.iter().any(|s: &PlannedStep| s.step == kind);
+        let needs: Vec<StepId> = match kind {
+            StepKind::Image | StepKind::Speech => vec![],
+            StepKind::Video => vec![StepKind::Image],
+            StepKind::Compose => vec![StepKind::Video, StepKind::Speech],
+            StepKind::Thumbnail if planned(StepKind::Compose) => vec![StepKind::Compose],
+            StepKind::Thumbnail => vec![StepKind::Video],
+        };
+        let needs = needs.into_iter().filter(|need| planned(*need)).collect();
+        steps.push(PlannedStep { step: kind, needs, routes, optional: step.optional });
+    }
+    if !bad.is_empty() {
+        return Err(Error::invalid(bad));
+    }
+    Ok(Plan { pipeline: pipeline.name().into(), duration, size, image, steps })
+}
+
+/// The hard limit of `model` that the request passes, if any.
+fn unmet_limit(model: &Model, size: Size, duration: Duration, has_image: bool) -> Option<FieldError> {
+    if model.kind == StepKind::Video {
+        if let Some(max) = model.max_duration.filter(|max| duration > *max) {
+            let message = format!("must be at most {} for model {}", max.as_secs(), model.id);
+            return Some(FieldError::new("duration_seconds", message));
+        }
+        if model.needs_image && !has_image {
+            return Some(FieldError::new("image", format!("model {} needs an image to start from", model.id)));
+        }
+    }
+    if matches!(model.kind, StepKind::Image | StepKind::Video | StepKind::Compose)
+        && let Some(max) = model.max_side.filter(|max| size.width.max(size.height) > *max)
+    {
+        let message = format!("must give at most {max} pixels a side for model {}", model.id);
+        return Some(FieldError::new("resolution", message));
+    }
+    None
+}
+
+/// The part of the task that a price depends on; compose and thumbnail have flat prices.
+fn priced_task(kind: StepKind, request: &JobRequest, size: Size, duration: Duration) -> Option<TaskSpec> {
+    match kind {
+        StepKind::Image => Some(TaskSpec::Image(ImageTask {
+            prompt: String::new(),
+            negative_prompt: None,
+            style: None,
+            size,
+            seed: None,
+        })),
+        StepKind::Video => Some(TaskSpec::Video(VideoTask {
+            prompt: String::new(),
+            negative_prompt: None,
+            style: None,
+            image: None,
+            size,
+            duration,
+            fps: request.fps,
+            seed: None,
+        })),
+        StepKind::Speech => {
+            Some(TaskSpec::Speech(SpeechTask { text: request.spoken().unwrap_or_default().into(), voice: None }))
+        }
+        StepKind::Compose | StepKind::Thumbnail => None,
+    }
+}
+
+fn flat(price: Price) -> Usd {
+    match price {
+        Price::PerRun(amount) => amount,
+        _ => Usd::ZERO,
+    }
+}

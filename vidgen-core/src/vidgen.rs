@@ -1,0 +1,509 @@
+//! The handle a host holds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use serde_json::json;
+use url::Url;
+
+use crate::clock::{Clock, SystemClock, later};
+use crate::error::{Error, Result};
+use crate::job::{Job, JobFilter, JobId, JobOutput, JobState, Page};
+use crate::media::{MediaInfo, MediaKey};
+use crate::money::{Quote, UsageFilter, UsageReport};
+use crate::notifier::{DeliveryFilter, DeliveryRecord, EventId, NewEvent, Notifier};
+use crate::pipeline::plan::plan;
+use crate::pipeline::{Pipeline, Plan};
+use crate::queue::{DEFAULT_PRIORITY, Enqueued, Idempotency, NewJob, Queue, QueueStats, Retention, Verdict};
+use crate::request::{JobRequest, RequestRules};
+use crate::status::{JobStatus, MediaLinks, StatusOutput};
+use crate::store::Store;
+use crate::tenant::{Limits, TenantId};
+
+/// How long a link in a status answer works.
+const STATUS_LINK_LIFE: Duration = Duration::from_secs(3600);
+/// How long a link in a webhook works: its delivery may take days. The longest that S3 signs.
+const EVENT_LINK_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Everything a host does with vidgen. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Vidgen {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) queue: Arc<dyn Queue>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) notifier: Option<Arc<dyn Notifier>>,
+    pub(crate) links: Option<Arc<dyn MediaLinks>>,
+    pub(crate) pipelines: Vec<Pipeline>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) rules: RequestRules,
+    pub(crate) limits: Limits,
+    pub(crate) retention: Retention,
+}
+
+/// What goes with a create beside the request.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct CreateOptions {
+    /// A caller's key, so that a repeated create makes one job.
+    pub idempotency_key: Option<String>,
+    /// What the tenant may use; the builder's limits if absent.
+    pub limits: Option<Limits>,
+    /// 0 first, 7 last.
+    pub priority: Option<u8>,
+    /// Not before so long from now.
+    pub delay: Duration,
+}
+
+impl CreateOptions {
+    /// Under a caller's idempotency key.
+    #[must_use]
+    pub fn with_idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.idempotency_key = Some(key.into());
+        self
+    }
+
+    /// Under these limits instead of the builder's.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = Some(limits);
+        self
+    }
+
+    /// With another priority: 0 first, 7 last.
+    #[must_use]
+    pub fn with_priority(mut self, priority: u8) -> Self {
+        self.priority = Some(priority);
+        self
+    }
+
+    /// Not before so long from now.
+    #[must_use]
+    pub fn with_delay(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+}
+
+impl Vidgen {
+    /// Begins to put one together.
+    #[must_use]
+    pub fn builder() -> VidgenBuilder {
+        VidgenBuilder::default()
+    }
+
+    /// Creates a job: validated, planned, priced, its hold reserved and itself queued in one step.
+    ///
+    /// # Errors
+    /// `Invalid` naming each bad field; `RateLimited`, `OverBudget` by the tenant's limits;
+    /// `Conflict` if the idempotency key was used for another request.
+    pub async fn create(&self, tenant: &TenantId, request: JobRequest, options: CreateOptions) -> Result<Enqueued> {
+        let plan = self.plan(&request).await?;
+        if let Some(endpoint) = &request.webhook_url {
+            match &self.inner.notifier {
+                Some(notifier) => notifier.accepts(endpoint).map_err(|e| renamed(&e, "webhook_url"))?,
+                None => return Err(Error::invalid_field("webhook_url", "webhooks are not configured here")),
+            }
+        }
+        let idempotency = options
+            .idempotency_key
+            .map(|key| {
+                if key.is_empty() || key.len() > 255 || !key.bytes().all(|b| (0x20..0x7f).contains(&b)) {
+                    return Err(Error::invalid_field("Idempotency-Key", "must be 1 to 255 printable ASCII characters"));
+                }
+                Ok(Idempotency { key, hash: hash_of(&request)? })
+            })
+            .transpose()?;
+        let new = NewJob {
+            id: JobId::new(),
+            tenant: tenant.clone(),
+            request,
+            plan,
+            limits: options.limits.unwrap_or_else(|| self.inner.limits.clone()),
+            idempotency,
+            priority: options.priority.unwrap_or(DEFAULT_PRIORITY).min(7),
+            delay: options.delay,
+        };
+        let enqueued = self.inner.queue.enqueue(new).await?;
+        tracing::info!(job = %enqueued.job.id, tenant = %tenant, replayed = enqueued.replayed, "job created");
+        Ok(enqueued)
+    }
+
+    /// What a request would cost and take, without running it.
+    ///
+    /// # Errors
+    /// `Invalid`, as [`Vidgen::create`].
+    pub async fn quote(&self, request: &JobRequest) -> Result<Quote> {
+        Ok(self.plan(request).await?.quote())
+    }
+
+    async fn plan(&self, request: &JobRequest) -> Result<Plan> {
+        request.validate(&self.inner.rules)?;
+        let pipeline = self.pipeline(request.pipeline.as_deref())?;
+        let image = match &request.image {
+            None => None,
+            Some(key) => {
+                let head = self.inner.store.head(key).await.map_err(|e| match e.kind() {
+                    crate::ErrorKind::NotFound => Error::invalid_field("image", "is not in the store"),
+                    _ => e,
+                })?;
+                if !head.media_type.is_image() {
+                    return Err(Error::invalid_field("image", "must be a PNG, JPEG or WebP image"));
+                }
+                Some(MediaInfo {
+                    key: key.clone(),
+                    media_type: head.media_type,
+                    length: head.length,
+                    content: Default::default(),
+                })
+            }
+        };
+        plan(request, pipeline, image)
+    }
+
+    fn pipeline(&self, name: Option<&str>) -> Result<&Pipeline> {
+        let found = match name {
+            None => self.inner.pipelines.first(),
+            Some(name) => self.inner.pipelines.iter().find(|p| p.name() == name),
+        };
+        found.ok_or_else(|| {
+            let names: Vec<&str> = self.inner.pipelines.iter().map(Pipeline::name).collect();
+            Error::invalid_field("pipeline", format!("must be one of {}", names.join(", ")))
+        })
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none of that id, or it is another tenant's.
+    pub async fn get(&self, tenant: &TenantId, id: JobId) -> Result<Job> {
+        self.inner.queue.get(tenant, id).await
+    }
+
+    /// Jobs, newest first.
+    ///
+    /// # Errors
+    /// What the queue raises.
+    pub async fn list(&self, tenant: &TenantId, filter: &JobFilter) -> Result<Page<Job>> {
+        self.inner.queue.list(tenant, filter).await
+    }
+
+    /// Ends a job: at once if it is queued; a running one is asked to stop, also at the provider.
+    ///
+    /// # Errors
+    /// `NotFound`; `TooLate` if it ended before.
+    pub async fn cancel(&self, tenant: &TenantId, id: JobId) -> Result<Job> {
+        let job = self.get(tenant, id).await?;
+        let mut canceled = job.clone();
+        canceled.state = JobState::Canceled;
+        canceled.ended_at = Some(self.inner.clock.now());
+        let event = self.inner.event(&canceled).await?;
+        self.inner.queue.cancel(tenant, id, event).await
+    }
+
+    /// Lets a failed or canceled job go on from its last good step.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` if it is live, completed or in doubt (see [`Vidgen::resolve`]); the
+    /// tenant's limits, as [`Vidgen::create`].
+    pub async fn retry(&self, tenant: &TenantId, id: JobId, limits: Option<Limits>) -> Result<Job> {
+        let job = self.get(tenant, id).await?;
+        let done = |step| job.step(step).is_some_and(|r| matches!(r.state, crate::StepState::Done { .. }));
+        // What was bought already is part of the job's cost, which its tenant pays if it completes.
+        let hold = job.plan.steps.iter().filter(|s| !done(s.step)).map(|s| s.hold()).sum::<crate::Usd>() + job.cost;
+        self.inner.queue.retry(tenant, id, hold, &limits.unwrap_or_else(|| self.inner.limits.clone())).await
+    }
+
+    /// Decides a job whose outcome is unknown, after the operator looked at the provider.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` if nothing is in doubt.
+    pub async fn resolve(&self, tenant: &TenantId, id: JobId, verdict: Verdict) -> Result<Job> {
+        self.inner.queue.resolve(tenant, id, verdict).await
+    }
+
+    /// Removes a job that ended, and its media.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` if it is live.
+    pub async fn delete(&self, tenant: &TenantId, id: JobId) -> Result<()> {
+        let job = self.get(tenant, id).await?;
+        if job.state.is_ended() {
+            self.inner.store.delete_prefix(&media_prefix(id)).await?;
+        }
+        self.inner.queue.delete(tenant, id).await
+    }
+
+    /// Answers the job when its version is greater than `after`, or as it is after `patience`.
+    ///
+    /// # Errors
+    /// `NotFound`, also if it is deleted meanwhile.
+    pub async fn watch(&self, tenant: &TenantId, id: JobId, after: u64, patience: Duration) -> Result<Job> {
+        self.inner.queue.watch(tenant, id, after, patience).await
+    }
+
+    /// Adds up what a tenant used.
+    ///
+    /// # Errors
+    /// What the queue raises.
+    pub async fn usage(&self, tenant: &TenantId, filter: &UsageFilter) -> Result<UsageReport> {
+        self.inner.queue.usage(tenant, filter).await
+    }
+
+    /// Counts of what is live, over all tenants.
+    ///
+    /// # Errors
+    /// What the queue raises.
+    pub async fn stats(&self) -> Result<QueueStats> {
+        self.inner.queue.stats().await
+    }
+
+    /// Stops or resumes handing out jobs, for all processes.
+    ///
+    /// # Errors
+    /// What the queue raises.
+    pub async fn pause(&self, paused: bool) -> Result<()> {
+        self.inner.queue.pause(paused).await
+    }
+
+    /// How a tenant's events were delivered, newest first.
+    ///
+    /// # Errors
+    /// What the queue raises.
+    pub async fn deliveries(&self, tenant: &TenantId, filter: &DeliveryFilter) -> Result<Page<DeliveryRecord>> {
+        self.inner.queue.deliveries(tenant, filter).await
+    }
+
+    /// Delivers an event once more.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn redeliver(&self, tenant: &TenantId, event: &EventId) -> Result<()> {
+        self.inner.queue.redeliver(tenant, event).await
+    }
+
+    /// What a user is shown of a job, with links that work for an hour.
+    ///
+    /// # Errors
+    /// What the store raises while it signs links.
+    pub async fn status(&self, job: &Job) -> Result<JobStatus> {
+        self.inner.status(job, STATUS_LINK_LIFE).await
+    }
+
+    /// A link to media of a tenant's job that works for `life`, if there is any way to make one.
+    ///
+    /// # Errors
+    /// What the store raises.
+    pub async fn link(&self, tenant: &TenantId, key: &MediaKey, life: Duration) -> Result<Option<Url>> {
+        self.inner.link(tenant, key, life).await
+    }
+
+    /// The store, for hosts that bring images or serve media themselves.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.inner.store
+    }
+
+    /// The clock that everything here goes by.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.inner.clock
+    }
+
+    /// The names of the pipelines; the first one is the default.
+    pub fn pipelines(&self) -> impl Iterator<Item = &str> {
+        self.inner.pipelines.iter().map(Pipeline::name)
+    }
+}
+
+impl Inner {
+    pub(crate) fn pipeline_named(&self, name: &str) -> Option<&Pipeline> {
+        self.pipelines.iter().find(|p| p.name() == name)
+    }
+
+    async fn link(&self, tenant: &TenantId, key: &MediaKey, life: Duration) -> Result<Option<Url>> {
+        if let Some(url) = self.store.link(key, life).await? {
+            return Ok(Some(url));
+        }
+        Ok(self.links.as_ref().map(|links| links.link(tenant, key, later(self.clock.now(), life))))
+    }
+
+    async fn status(&self, job: &Job, life: Duration) -> Result<JobStatus> {
+        let output = match &job.output {
+            None => None,
+            Some(JobOutput { video, thumbnail, duration }) => {
+                let text = |url: Option<Url>, key: &MediaKey| url.map_or_else(|| key.to_string(), String::from);
+                let video_url = text(self.link(&job.tenant, &video.key, life).await?, &video.key);
+                let thumbnail_url = match thumbnail {
+                    None => None,
+                    Some(t) => Some(text(self.link(&job.tenant, &t.key, life).await?, &t.key)),
+                };
+                Some(StatusOutput { video_url, thumbnail_url, duration_seconds: duration.as_secs_f64() })
+            }
+        };
+        Ok(JobStatus::of(job, output))
+    }
+
+    /// The event that tells of the end of `job`, if its request names an endpoint. Beside the
+    /// Standard Webhooks members it has the tutorial's own at the top, so receivers of either
+    /// shape work.
+    pub(crate) async fn event(&self, job: &Job) -> Result<Option<NewEvent>> {
+        let Some(endpoint) = job.request.webhook_url.clone().filter(|_| self.notifier.is_some()) else {
+            return Ok(None);
+        };
+        let status = self.status(job, EVENT_LINK_LIFE).await?;
+        let kind = format!("job.{}", job.state.as_str());
+        let mut data = serde_json::to_value(&status).map_err(|e| Error::internal("event", "no JSON").with_source(e))?;
+        if let Some(object) = data.as_object_mut() {
+            object.insert("sequence".into(), job.version.saturating_add(1).into());
+            if !job.request.metadata.is_empty() {
+                object.insert("metadata".into(), job.request.metadata.clone().into());
+            }
+        }
+        let mut body = json!({
+            "type": kind,
+            "timestamp": self.clock.now(),
+            "job_id": status.job_id,
+            "status": status.status,
+            "data": data,
+        });
+        if let Some(object) = body.as_object_mut() {
+            for member in ["output", "error"] {
+                if let Some(value) = object.get("data").and_then(|d| d.get(member)).cloned() {
+                    object.insert(member.into(), value);
+                }
+            }
+        }
+        Ok(Some(NewEvent { id: EventId::new(), kind, endpoint, body: body.to_string() }))
+    }
+}
+
+/// Where all media of a job lie.
+#[must_use]
+pub(crate) fn media_prefix(job: JobId) -> String {
+    format!("jobs/{job}")
+}
+
+/// SHA-256 of a value's JSON, hex.
+pub(crate) fn hash_of<T: serde::Serialize>(value: &T) -> Result<String> {
+    let json = serde_json::to_vec(value).map_err(|e| Error::internal("hash", "no JSON").with_source(e))?;
+    Ok(hex::encode(digest::digest(&digest::SHA256, &json)))
+}
+
+fn renamed(error: &Error, field: &str) -> Error {
+    let message = error.fields().first().map_or_else(|| error.message().to_owned(), |f| f.message.clone());
+    Error::invalid_field(field, message)
+}
+
+/// Puts a [`Vidgen`] together.
+#[derive(Debug, Default)]
+pub struct VidgenBuilder {
+    queue: Option<Arc<dyn Queue>>,
+    store: Option<Arc<dyn Store>>,
+    notifier: Option<Arc<dyn Notifier>>,
+    links: Option<Arc<dyn MediaLinks>>,
+    pipelines: Vec<Pipeline>,
+    clock: Option<Arc<dyn Clock>>,
+    rules: RequestRules,
+    limits: Limits,
+    retention: Retention,
+}
+
+impl VidgenBuilder {
+    /// Where jobs lie.
+    #[must_use]
+    pub fn queue(mut self, queue: impl Queue) -> Self {
+        self.queue = Some(Arc::new(queue));
+        self
+    }
+
+    /// Where media lie.
+    #[must_use]
+    pub fn store(mut self, store: impl Store) -> Self {
+        self.store = Some(Arc::new(store));
+        self
+    }
+
+    /// Who tells the world. Without one, requests with a `webhook_url` are refused.
+    #[must_use]
+    pub fn notifier(mut self, notifier: impl Notifier) -> Self {
+        self.notifier = Some(Arc::new(notifier));
+        self
+    }
+
+    /// Who makes links to media, where the store cannot.
+    #[must_use]
+    pub fn media_links(mut self, links: impl MediaLinks) -> Self {
+        self.links = Some(Arc::new(links));
+        self
+    }
+
+    /// Adds a pipeline; the first one is the default.
+    #[must_use]
+    pub fn pipeline(mut self, pipeline: Pipeline) -> Self {
+        self.pipelines.push(pipeline);
+        self
+    }
+
+    /// Sets the clock; the machine's own if not set.
+    #[must_use]
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Some(Arc::new(clock));
+        self
+    }
+
+    /// Sets how much a request may ask for.
+    #[must_use]
+    pub fn rules(mut self, rules: RequestRules) -> Self {
+        self.rules = rules;
+        self
+    }
+
+    /// Sets what a tenant may use where the create does not say.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Sets how long ended jobs are kept.
+    #[must_use]
+    pub fn retention(mut self, retention: Retention) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// Checks that everything is there and fits together.
+    ///
+    /// # Errors
+    /// `Internal`, saying in one sentence what is missing or contradictory.
+    pub fn build(self) -> Result<Vidgen> {
+        let missing = |what: &str| Error::internal("builder", format!("no {what} was given: call `.{what}(…)`"));
+        if self.pipelines.is_empty() {
+            return Err(missing("pipeline"));
+        }
+        let pipelines = self.pipelines.into_iter().map(Pipeline::checked).collect::<Result<Vec<_>>>()?;
+        for (n, pipeline) in pipelines.iter().enumerate() {
+            if pipelines.iter().take(n).any(|p| p.name() == pipeline.name()) {
+                return Err(Error::internal("builder", format!("two pipelines are named {:?}", pipeline.name())));
+            }
+        }
+        Ok(Vidgen {
+            inner: Arc::new(Inner {
+                queue: self.queue.ok_or_else(|| missing("queue"))?,
+                store: self.store.ok_or_else(|| missing("store"))?,
+                notifier: self.notifier,
+                links: self.links,
+                pipelines,
+                clock: self.clock.unwrap_or_else(|| Arc::new(SystemClock::new())),
+                rules: self.rules,
+                limits: self.limits,
+                retention: self.retention,
+            }),
+        })
+    }
+}
