@@ -6,6 +6,7 @@
 //! has and who does each; [`Vidgen`] is the handle a host holds.
 
 pub mod clock;
+mod courier;
 mod error;
 mod job;
 mod media;
@@ -20,6 +21,7 @@ mod status;
 mod store;
 mod tenant;
 mod vidgen;
+mod worker;
 
 pub use clock::Clock;
 pub use error::{Error, ErrorKind, FieldError, Result, quote};
@@ -35,3 +37,4 @@ pub use status::*;
 pub use store::*;
 pub use tenant::*;
 pub use vidgen::{CreateOptions, Vidgen, VidgenBuilder};
+pub use worker::{Worker, WorkerBuilder};
