@@ -6,7 +6,12 @@
 //! has and who does each; [`Vidgen`] is the handle a host holds.
 
 pub mod clock;
+<<<<<<< HEAD
 mod courier;
+=======
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+>>>>>>> media
 mod error;
 mod job;
 mod media;
