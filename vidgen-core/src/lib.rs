@@ -6,12 +6,9 @@
 //! has and who does each; [`Vidgen`] is the handle a host holds.
 
 pub mod clock;
-<<<<<<< HEAD
-mod courier;
-=======
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
->>>>>>> media
+mod courier;
 mod error;
 mod job;
 mod media;
