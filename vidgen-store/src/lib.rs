@@ -1,1 +1,4 @@
 //! Being laid.
+
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
