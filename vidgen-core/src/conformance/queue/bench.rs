@@ -145,6 +145,11 @@ impl Bench {
         jobs.remove(0)
     }
 
+    /// Takes the first of several.
+    pub(crate) async fn claim_one_of(&self, worker: WorkerId) -> Claimed {
+        self.claim(worker, 1).await.pop().expect("a job was to be claimed")
+    }
+
     /// A job that a new worker has.
     pub(crate) async fn running(&self, tenant: &TenantId) -> Claimed {
         self.job(tenant).await;
