@@ -4,13 +4,19 @@
 mod atomic;
 mod bench;
 mod claims;
+mod jobs;
+mod keys;
 mod leases;
+mod order;
 mod waits;
 
 pub use atomic::*;
 pub use bench::{Backend, Bench, check, start};
 pub use claims::*;
+pub use jobs::*;
+pub use keys::*;
 pub use leases::*;
+pub use order::*;
 pub use waits::*;
 
 /// Holds a queue to every rule: a module of one `#[test]` for each.
@@ -102,5 +108,33 @@ rules! { $
     q9_work_is_found_without_hints
     q9_a_watch_answers_a_newer_version
     q9_a_watch_ends_with_its_patience
+    q10_first_in_first_out_within_a_tenant
+    q10_parked_jobs_keep_their_order
+    q10_priority_goes_first
+    q10_a_flood_starves_nobody
+    q10_weights_share_the_workers
+    q10_a_tenant_has_so_many_active_jobs
+    q10_a_hand_back_keeps_its_turn
+    q10_a_rescued_job_keeps_its_turn
+    q10_a_paused_queue_hands_out_nothing
+    q10_counters_never_drift
+    q11_the_same_key_is_the_same_job
+    q11_a_replay_is_no_new_job_to_limits
+    q11_another_hash_is_a_conflict
+    q11_keys_belong_to_a_tenant
+    q11_racing_creates_make_one_job
+    q11_a_key_outlives_its_job
+    q11_a_key_lives_for_a_day
     q12_the_store_stamps_intents_and_acceptances
+    q13_a_step_never_goes_back
+    q13_records_stand_in_the_order_of_the_plan
+    q13_progress_never_falls
+    q13_the_version_counts_visible_changes
+    q14_creates_are_limited_by_window
+    q14_live_jobs_are_limited
+    q14_racing_creates_keep_the_budget
+    q14_the_budget_counts_what_was_spent
+    q14_a_budget_starts_anew_with_its_window
+    q15_another_tenants_job_is_not_found
+    q15_a_list_is_the_tenants_own_newest_first
 }
