@@ -10,3 +10,4 @@
 )]
 
 mod crash_memory;
+mod crash_sqlite;
