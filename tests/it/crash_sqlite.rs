@@ -200,7 +200,7 @@ async fn a_terminated_worker_hands_every_job_back_at_once_and_the_next_goes_on()
     let second = world.spawn(0, None, None);
     world.settled(20).await;
     stop(second).await;
-    assert!(world.jobs().await.iter().all(|j| j.crashes == 0 && j.attempts == 0));
+    assert!(world.jobs().await.iter().all(|j| j.crashes == 0), "a polite end is no crash");
     world.check(20, "after SIGTERM").await;
 }
 
