@@ -11,3 +11,4 @@
 
 mod crash_memory;
 mod crash_sqlite;
+mod layering;
