@@ -7,6 +7,7 @@ mod claims;
 mod jobs;
 mod keys;
 mod leases;
+mod model;
 mod money;
 mod order;
 mod outbox;
@@ -19,6 +20,7 @@ pub use claims::*;
 pub use jobs::*;
 pub use keys::*;
 pub use leases::*;
+pub use model::*;
 pub use money::*;
 pub use order::*;
 pub use outbox::*;
@@ -91,6 +93,7 @@ rules! { $
     q3_cancel_ends_a_queued_job_at_once
     q3_cancel_flags_a_running_job
     q3_cancel_and_settle_have_one_winner
+    q3_random_histories_match_the_model
     q4_beats_keep_the_claims
     q4_a_lost_claim_reply_is_handed_back
     q4_a_young_claim_is_no_stray
