@@ -6,8 +6,9 @@
 //! has and who does each; [`Vidgen`] is the handle a host holds.
 
 pub mod clock;
-#[cfg(feature = "conformance")]
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+mod courier;
 mod error;
 mod job;
 mod media;
@@ -22,6 +23,7 @@ mod status;
 mod store;
 mod tenant;
 mod vidgen;
+mod worker;
 
 pub use clock::Clock;
 pub use error::{Error, ErrorKind, FieldError, Result, quote};
@@ -29,7 +31,7 @@ pub use job::*;
 pub use media::*;
 pub use money::*;
 pub use notifier::*;
-pub use pipeline::{Pipeline, Plan, PlannedRoute, PlannedStep, Route};
+pub use pipeline::{Pipeline, Plan, PlannedRoute, PlannedStep, Route, Timing};
 pub use provider::*;
 pub use queue::*;
 pub use request::*;
@@ -37,3 +39,4 @@ pub use status::*;
 pub use store::*;
 pub use tenant::*;
 pub use vidgen::{CreateOptions, Vidgen, VidgenBuilder};
+pub use worker::{Worker, WorkerBuilder};
