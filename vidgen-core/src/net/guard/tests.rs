@@ -60,7 +60,11 @@ async fn serve(mut stream: TcpStream, reply: Reply, requests: Arc<Mutex<Vec<Stri
         }
     }
     match reply {
-        Reply::Text(text) => stream.write_all(text.as_bytes()).await.unwrap_or(()),
+        Reply::Text(text) => {
+            let _ = stream.write_all(text.as_bytes()).await;
+            // Open until the client closes: a kept connection would be used again.
+            while stream.read(&mut buffer).await.unwrap_or(0) > 0 {}
+        }
         Reply::Endless => {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
             while stream.write_all(&[b'x'; 1024]).await.is_ok() {}
@@ -79,7 +83,7 @@ fn guard_with(receiver: &Receiver) -> Guard {
 }
 
 async fn call(guard: &Guard, url: &str) -> Result<Answer> {
-    let limits = CallLimits::WEBHOOK.with_total(Duration::from_secs(5));
+    let limits = CallLimits::WEBHOOK.with_total(Duration::from_secs(2));
     guard.post(&guard.check(url)?, HeaderMap::new(), Bytes::from_static(b"the body"), limits).await
 }
 
@@ -203,6 +207,19 @@ async fn all_failures_sound_alike() {
     words.dedup();
     assert_eq!(words.len(), 1, "{words:?}");
     assert!(!words[0].contains("127.0.0.1") && !words[0].contains("example"), "{words:?}");
+}
+
+#[tokio::test]
+async fn https_is_spoken_where_it_is_asked_for() {
+    let receiver = Receiver::start(Reply::Hang).await;
+    let guard = guard_with(&receiver);
+    let url = guard.check(&receiver.url().replace("http:", "https:")).unwrap();
+    let limits = CallLimits::WEBHOOK.with_total(Duration::from_millis(300));
+    let error = guard.post(&url, HeaderMap::new(), Bytes::from("the body"), limits).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    // A TLS record that begins a handshake, and nothing in the clear (RFC 8446, 5.1).
+    let sent = receiver.requests.lock().unwrap()[0].clone();
+    assert!(sent.starts_with("\u{16}\u{3}") && !sent.contains("the body"), "{sent:?}");
 }
 
 #[tokio::test]
