@@ -264,5 +264,7 @@ impl GuardBuilder {
     }
 }
 
+#[cfg(all(test, target_os = "linux"))]
+mod namespace;
 #[cfg(test)]
 mod tests;
