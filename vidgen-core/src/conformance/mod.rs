@@ -1,33 +1,33 @@
-//! The conformance kit: every rule of a trait's contract is one function and, by one macro call per
-//! backend, one named test. It uses no HTTP and needs no runtime of its caller.
+//! The conformance kit: numbered rules as tests, so that anybody's backend can be held to them.
 //!
-//! A rule that a backend cannot keep is named in the macro call with its reason, and printed.
+//! ```ignore
+//! vidgen_core::store_conformance!(memory, async { MemoryStore::new() });
+//! ```
+//!
+//! A rule is an async function that panics when the rule is broken. The macro makes one named
+//! `#[test]` of each; the kit brings its own runtime, so the caller needs none.
 
-#![expect(
+// Rules are tests: a broken one must stop right there, with the place and the values.
+#![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::panic,
-    clippy::print_stdout,
-    reason = "this is test code: it fails by panicking"
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    reason = "a rule says that it is broken by a panic"
 )]
-#![allow(clippy::expect_used, clippy::indexing_slicing, reason = "the same, wherever a rule has use for it")]
 
 pub mod notifier;
 pub mod store;
 
-/// Runs one rule to its end, on a runtime of its own.
-///
-/// # Panics
-/// If the rule does, or if there is no runtime to be had.
-pub fn block_on<T>(rule: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(rule)
-}
+use std::future::Future;
+use std::time::Duration;
 
-/// Whether a backend says that it does not keep `rule`; if so, prints why.
-#[must_use]
-pub fn is_exempt(backend: &str, rule: &str, exemptions: &[(&str, &str)]) -> bool {
-    let exemption = exemptions.iter().find(|(exempted, _)| *exempted == rule);
-    if let Some((_, reason)) = exemption {
-        println!("{backend} does not keep {rule}: {reason}");
-    }
-    exemption.is_some()
+/// How long one rule may take before it counts as hung.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs a rule to its end, on a runtime with several threads so that races are real.
+pub fn block_on<T>(rule: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, rule).await.expect("the rule hung") })
 }
