@@ -1,1 +1,5 @@
-//! Being laid.
+//! HTTP for vidgen: signed webhooks.
+
+mod webhook;
+
+pub use webhook::{Webhooks, WebhooksBuilder};
