@@ -1,5 +1,7 @@
 //! The system of record: jobs, steps, money, idempotency rows and the outbox, changed together.
 
+mod rules;
+
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +18,8 @@ use crate::notifier::{Delivery, DeliveryFilter, DeliveryRecord, EventId, NewEven
 use crate::pipeline::Plan;
 use crate::request::JobRequest;
 use crate::tenant::{Limits, TenantId};
+
+pub use rules::*;
 
 /// How long a worker's claims live after its last beat.
 pub const LEASE: Duration = Duration::from_secs(30);
@@ -452,21 +456,6 @@ pub enum DeliveryOutcome {
     Returned,
 }
 
-/// The fair tag of a job at admission (rule Q10), in 1/1024 of a turn.
-#[must_use]
-pub fn fair_tag(virtual_time: i64, last_tag: i64, weight: u32) -> i64 {
-    virtual_time.max(last_tag).saturating_add(1024 / i64::from(weight.clamp(1, 1024)))
-}
-
-/// Which window of length `per` a moment lies in, and how long until the next one starts.
-#[must_use]
-pub fn window_of(now: Timestamp, per: Duration) -> (i64, Duration) {
-    let per = i64::try_from(per.as_micros()).unwrap_or(i64::MAX).max(1);
-    let micros = now.as_microsecond();
-    let left = per - micros.rem_euclid(per);
-    (micros.div_euclid(per), Duration::from_micros(u64::try_from(left).unwrap_or(0)))
-}
-
 macro_rules! forward {
     ($(async fn $name:ident(&self $(, $arg:ident: $ty:ty)*) -> $ret:ty;)*) => {
         #[async_trait]
@@ -504,30 +493,4 @@ forward! {
     async fn settle_delivery(&self, delivery: &Delivery, outcome: DeliveryOutcome) -> Result<Fenced>;
     async fn deliveries(&self, tenant: &TenantId, filter: &DeliveryFilter) -> Result<Page<DeliveryRecord>>;
     async fn redeliver(&self, tenant: &TenantId, event: &EventId) -> Result<()>;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_newcomer_is_tagged_next_to_the_virtual_time_whatever_the_backlog() {
-        let flooder = (0..10_000).fold(0, |last, _| fair_tag(0, last, 1));
-        assert_eq!(flooder, 10_240_000);
-        assert_eq!(fair_tag(2048, 0, 1), 3072);
-    }
-
-    #[test]
-    fn three_times_the_weight_is_a_third_of_the_distance() {
-        assert_eq!(fair_tag(0, 0, 3), 341);
-        assert_eq!(fair_tag(0, 0, 0), 1024);
-        assert_eq!(fair_tag(0, 0, u32::MAX), 1);
-    }
-
-    #[test]
-    fn windows_start_at_multiples_of_their_length() {
-        let now = Timestamp::from_second(95).unwrap();
-        assert_eq!(window_of(now, Duration::from_secs(60)), (1, Duration::from_secs(25)));
-        assert_eq!(window_of(now, Duration::ZERO).1, Duration::from_micros(1));
-    }
 }

@@ -1,7 +1,9 @@
 //! Backends in process: for tests, examples and trying things out. Nothing survives the process.
 
 mod notifier;
+mod queue;
 mod store;
 
 pub use notifier::MemoryNotifier;
+pub use queue::MemoryQueue;
 pub use store::MemoryStore;
