@@ -6,6 +6,8 @@
 //! has and who does each; [`Vidgen`] is the handle a host holds.
 
 pub mod clock;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod error;
 mod job;
 mod media;

@@ -1,1 +1,7 @@
-//! Being laid.
+//! Where the state of vidgen lives: durable queues, and stores for media.
+
+#[cfg(feature = "object")]
+mod object;
+
+#[cfg(feature = "object")]
+pub use object::ObjectStore;

@@ -62,15 +62,53 @@ impl MemoryNotifier {
 #[async_trait]
 impl Notifier for MemoryNotifier {
     fn accepts(&self, endpoint: &str) -> Result<()> {
-        if endpoint.is_empty() || self.lock().refused.contains(endpoint) {
+        if endpoint.is_empty() || endpoint.contains(char::is_control) || self.lock().refused.contains(endpoint) {
             return Err(Error::invalid_field("webhook_url", "should be an endpoint that can be told"));
         }
         Ok(())
     }
 
     async fn notify(&self, delivery: &Delivery) -> Result<()> {
+        // So that a receiver who is told here is one that `accepts` takes.
+        self.accepts(&delivery.endpoint)?;
         let mut state = self.lock();
         state.deliveries.push(delivery.clone());
         state.answers.pop_front().unwrap_or(Ok(()))
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::notifier::{Bench, Scene};
+    use crate::error::ErrorKind;
+
+    struct Scripted(MemoryNotifier);
+
+    impl Bench for Scripted {
+        fn notifier(&self) -> &dyn Notifier {
+            &self.0
+        }
+
+        fn arrange(&self, scene: Scene) -> Option<String> {
+            self.0.answer(match scene {
+                Scene::Takes => Ok(()),
+                Scene::Gone => Err(Error::new(ErrorKind::NotFound, "receiver", "is gone")),
+                Scene::Fails | Scene::Away => Err(Error::new(ErrorKind::Unavailable, "receiver", "is away")),
+                Scene::Hangs => return None,
+            });
+            Some("memory:receiver".into())
+        }
+
+        fn received(&self) -> Vec<(String, String)> {
+            self.0.deliveries().into_iter().map(|d| (d.id.to_string(), d.body)).collect()
+        }
+
+        fn impossible(&self) -> Vec<String> {
+            self.0.refuse("memory:elsewhere");
+            vec![String::new(), "memory:elsewhere".into()]
+        }
+    }
+
+    crate::notifier_conformance!(memory, async { Scripted(MemoryNotifier::new()) });
 }

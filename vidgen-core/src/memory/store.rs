@@ -132,3 +132,14 @@ fn usize_of(offset: u64) -> Result<usize> {
 fn unsatisfiable(head: &MediaHead) -> Error {
     Error::invalid(vec![FieldError::new("range", format!("starts past the end of {} bytes", head.length))])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    crate::store_conformance!(
+        memory,
+        async { MemoryStore::new() },
+        except: [("st9", "what is put into memory is held in memory")]
+    );
+}
