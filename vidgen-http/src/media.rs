@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use http_range_header::{EndPosition, StartPosition, parse_range_header};
 use vidgen_core::{ByteRange, ErrorKind, MediaHead, MediaKey};
@@ -21,13 +21,16 @@ const CSP: HeaderValue = HeaderValue::from_static("sandbox; default-src 'none'")
 pub(crate) async fn media(
     State(api): State<Api>,
     method: Method,
+    uri: Uri,
     key: Result<Path<String>, PathRejection>,
     query: Result<Query<LinkQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let links = api.options.links.as_ref().ok_or_else(Problem::not_found)?;
-    // Whatever is wrong with the path or the query, it is not a link of ours.
-    let key = key.ok().and_then(|Path(key)| MediaKey::new(key).ok());
+    // Whatever is wrong with the path or the query, it is not a link of ours. No key needs an
+    // escape, so one is an attempt at something.
+    let plain = !uri.path().contains('%');
+    let key = key.ok().filter(|_| plain).and_then(|Path(key)| MediaKey::new(key).ok());
     let (Some(key), Ok(Query(query))) = (key, query) else { return Err(refused(Refusal::Invalid)) };
     let left = verified(links, &key, &query)?;
 
@@ -126,7 +129,12 @@ fn still_current(headers: &HeaderMap, etag: &str) -> bool {
 fn one_range(headers: &HeaderMap) -> Option<ByteRange> {
     let mut values = headers.get_all(header::RANGE).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };
-    let parsed = parse_range_header(value.to_str().ok()?).ok()?;
+    let value = value.to_str().ok()?;
+    if value == "bytes=-0" {
+        // Well formed, and no file can meet it; the parser calls it malformed.
+        return Some(ByteRange::Last(0));
+    }
+    let parsed = parse_range_header(value).ok()?;
     let [range] = parsed.ranges.as_slice() else { return None };
     match (range.start, range.end) {
         (StartPosition::Index(start), EndPosition::LastByte) => Some(ByteRange::From(start)),
@@ -153,6 +161,7 @@ mod tests {
         assert_eq!(range("bytes=0-0"), Some(ByteRange::Between(0, 1)));
         assert_eq!(range("bytes=5-"), Some(ByteRange::From(5)));
         assert_eq!(range("bytes=-5"), Some(ByteRange::Last(5)));
+        assert_eq!(range("bytes=-0"), Some(ByteRange::Last(0)));
         assert_eq!(range("bytes=0-18446744073709551615"), Some(ByteRange::Between(0, u64::MAX)));
         for whole in ["bytes=0-1,3-4", "bytes=5-4", "items=0-1", "bytes=", "bytes=a-b", "bytes=-", "0-1", "bytes=1"] {
             assert_eq!(range(whole), None, "{whole}");
