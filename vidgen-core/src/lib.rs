@@ -8,6 +8,7 @@
 pub mod clock;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+mod courier;
 mod error;
 mod job;
 mod media;
@@ -22,6 +23,7 @@ mod status;
 mod store;
 mod tenant;
 mod vidgen;
+mod worker;
 
 pub use clock::Clock;
 pub use error::{Error, ErrorKind, FieldError, Result, quote};
@@ -37,3 +39,4 @@ pub use status::*;
 pub use store::*;
 pub use tenant::*;
 pub use vidgen::{CreateOptions, Vidgen, VidgenBuilder};
+pub use worker::{Worker, WorkerBuilder};

@@ -14,6 +14,7 @@ use crate::media::{MediaInfo, MediaKey};
 use crate::money::{Quote, UsageFilter, UsageReport};
 use crate::notifier::{DeliveryFilter, DeliveryRecord, EventId, NewEvent, Notifier};
 use crate::pipeline::plan::plan;
+use crate::pipeline::route::Breakers;
 use crate::pipeline::{Pipeline, Plan};
 use crate::queue::{DEFAULT_PRIORITY, Enqueued, Idempotency, NewJob, Queue, QueueStats, Retention, Verdict};
 use crate::request::{JobRequest, RequestRules};
@@ -43,6 +44,7 @@ pub(crate) struct Inner {
     pub(crate) rules: RequestRules,
     pub(crate) limits: Limits,
     pub(crate) retention: Retention,
+    pub(crate) breakers: Breakers,
 }
 
 /// What goes with a create beside the request.
@@ -523,6 +525,7 @@ impl VidgenBuilder {
                 rules: self.rules,
                 limits: self.limits,
                 retention: self.retention,
+                breakers: Breakers::default(),
             }),
         })
     }

@@ -1,6 +1,13 @@
 //! The recipe: which steps a job has, and who may do each.
 
+mod fetch;
+mod follow;
 pub mod plan;
+mod progress;
+pub mod route;
+pub(crate) mod run;
+pub mod step;
+mod task;
 
 use std::sync::Arc;
 use std::time::Duration;

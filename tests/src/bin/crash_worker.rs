@@ -1,0 +1,2 @@
+//! A worker to be killed.
+fn main() {}

@@ -1,0 +1,3 @@
+//! The integration tests of vidgen-core, in one binary.
+
+mod pipeline;
