@@ -1,25 +1,39 @@
-//! The conformance kit: every rule of a trait's contract is one function and, by one macro call per
-//! backend, one named test. It uses no HTTP and needs no runtime of its caller.
+//! The conformance kit: numbered rules as tests, so that anybody's backend can be held to them.
 //!
-//! A rule that a backend cannot keep is named in the macro call with its reason, and printed.
+//! ```ignore
+//! vidgen_core::queue_conformance!(memory, |clock| async move { MemoryQueue::with_clock(clock) });
+//! ```
+//!
+//! A rule is an async function that panics when the rule is broken. The macros make one named
+//! `#[test]` of each; the kit uses no HTTP and brings its own runtime, so the caller needs none. A
+//! rule that a backend cannot keep is named in the macro call with its reason, and printed.
 
-#![expect(
+// Rules are tests: a broken one must stop right there, with the place and the values.
+#![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::panic,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
     clippy::print_stdout,
-    reason = "this is test code: it fails by panicking"
+    reason = "a rule says that it is broken by a panic"
 )]
-#![allow(clippy::expect_used, clippy::indexing_slicing, reason = "the same, wherever a rule has use for it")]
 
 pub mod notifier;
+pub mod queue;
+pub mod sample;
 pub mod store;
 
-/// Runs one rule to its end, on a runtime of its own.
-///
-/// # Panics
-/// If the rule does, or if there is no runtime to be had.
+use std::future::Future;
+use std::time::Duration;
+
+/// How long one rule may take before it counts as hung.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs a rule to its end, on a runtime with several threads so that races are real.
 pub fn block_on<T>(rule: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(rule)
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, rule).await.expect("the rule hung") })
 }
 
 /// Whether a backend says that it does not keep `rule`; if so, prints why.

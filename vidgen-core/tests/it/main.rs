@@ -1,3 +1,5 @@
-//! The integration tests of vidgen-core, in one binary.
+//! Core's own tests of its public face: the whole machine in process, and the in-process backends
+//! held to the rules.
 
 mod pipeline;
+mod queue;
