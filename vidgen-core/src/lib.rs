@@ -14,6 +14,8 @@ mod job;
 mod media;
 pub mod memory;
 mod money;
+#[cfg(feature = "net")]
+pub mod net;
 mod notifier;
 pub mod pipeline;
 mod provider;

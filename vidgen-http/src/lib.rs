@@ -1,4 +1,4 @@
-//! HTTP for vidgen: an axum router to mount in an existing server.
+//! HTTP for vidgen: an axum router to mount in an existing server, and signed webhooks.
 //!
 //! ```no_run
 //! use axum::Router;
@@ -29,6 +29,7 @@ mod options;
 mod page;
 mod status;
 mod usage;
+mod webhook;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +49,7 @@ pub use health::health_router;
 pub use links::SignedLinks;
 pub use options::{Principal, RouterOptions};
 pub use page::{Page, page_router};
+pub use webhook::{Webhooks, WebhooksBuilder};
 
 /// How long a call may take: half a minute for its body to arrive, and as much for the answer.
 /// Media are streamed for as long as it takes.

@@ -1,5 +1,12 @@
-//! The HTTP crate against the in-memory backends, without a socket.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "the helpers of tests are tests")]
+//! The HTTP crate from outside: against the in-memory backends, the router without a socket.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests fail by panicking"
+)]
 
 mod errors;
 mod generate;
@@ -8,3 +15,4 @@ mod jobs;
 mod media;
 mod page;
 mod support;
+mod webhook;
