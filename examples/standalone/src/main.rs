@@ -10,6 +10,7 @@ mod secrets;
 mod serve;
 mod settings;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -48,7 +49,7 @@ enum Command {
         settings: Settings,
     },
     /// Makes one video and waits for it.
-    Generate(generate::Args),
+    Generate(Box<generate::Args>),
     /// Checks that everything needed is there.
     Doctor {
         #[command(flatten)]
@@ -85,7 +86,12 @@ fn start(cli: &Cli) -> anyhow::Result<ExitCode> {
     let quiet = matches!(cli.command, Command::Generate(_) | Command::Doctor { .. });
     let log = cli.command.settings().log.clone().unwrap_or_else(|| if quiet { "off" } else { "info" }.into());
     let filter = EnvFilter::try_new(&log).with_context(|| format!("LOG={log:?} is not a log filter"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let code = runtime.block_on(async {

@@ -83,7 +83,8 @@ impl Server {
             // An error means that the sender is gone, which is a stop, too.
             let _ = stopped.wait_for(|stop| *stop).await;
         });
-        let reached = if address.ip().is_unspecified() { (Ipv4Addr::LOCALHOST, address.port()).into() } else { address };
+        let reached =
+            if address.ip().is_unspecified() { (Ipv4Addr::LOCALHOST, address.port()).into() } else { address };
         Ok(Self { url: format!("http://{reached}"), stop, serving: tokio::spawn(serving.into_future()), worker })
     }
 
