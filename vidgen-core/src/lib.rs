@@ -33,7 +33,7 @@ pub use job::*;
 pub use media::*;
 pub use money::*;
 pub use notifier::*;
-pub use pipeline::{Pipeline, Plan, PlannedRoute, PlannedStep, Route};
+pub use pipeline::{Pipeline, Plan, PlannedRoute, PlannedStep, Route, Timing};
 pub use provider::*;
 pub use queue::*;
 pub use request::*;

@@ -15,7 +15,7 @@ use crate::money::{Quote, UsageFilter, UsageReport};
 use crate::notifier::{DeliveryFilter, DeliveryRecord, EventId, NewEvent, Notifier};
 use crate::pipeline::plan::plan;
 use crate::pipeline::route::Breakers;
-use crate::pipeline::{Pipeline, Plan};
+use crate::pipeline::{Pipeline, Plan, Timing};
 use crate::queue::{DEFAULT_PRIORITY, Enqueued, Idempotency, NewJob, Queue, QueueStats, Retention, Verdict};
 use crate::request::{JobRequest, RequestRules};
 use crate::status::{JobStatus, MediaLinks, StatusOutput};
@@ -44,6 +44,7 @@ pub(crate) struct Inner {
     pub(crate) rules: RequestRules,
     pub(crate) limits: Limits,
     pub(crate) retention: Retention,
+    pub(crate) timing: Timing,
     pub(crate) breakers: Breakers,
 }
 
@@ -433,6 +434,7 @@ pub struct VidgenBuilder {
     rules: RequestRules,
     limits: Limits,
     retention: Retention,
+    timing: Timing,
 }
 
 impl VidgenBuilder {
@@ -499,6 +501,13 @@ impl VidgenBuilder {
         self
     }
 
+    /// Sets how patient the machine is with providers.
+    #[must_use]
+    pub fn timing(mut self, timing: Timing) -> Self {
+        self.timing = timing;
+        self
+    }
+
     /// Checks that everything is there and fits together.
     ///
     /// # Errors
@@ -525,6 +534,7 @@ impl VidgenBuilder {
                 rules: self.rules,
                 limits: self.limits,
                 retention: self.retention,
+                timing: self.timing,
                 breakers: Breakers::default(),
             }),
         })
