@@ -21,6 +21,19 @@ pub trait Clock: Debug + Send + Sync + 'static {
     async fn sleep(&self, duration: Duration);
 }
 
+#[async_trait]
+impl<T: Clock + ?Sized> Clock for Arc<T> {
+    fn now(&self) -> Timestamp {
+        (**self).now()
+    }
+    fn monotonic(&self) -> Duration {
+        (**self).monotonic()
+    }
+    async fn sleep(&self, duration: Duration) {
+        (**self).sleep(duration).await;
+    }
+}
+
 /// `base + duration`, at the end of time rather than past it.
 #[must_use]
 pub fn later(base: Timestamp, duration: Duration) -> Timestamp {

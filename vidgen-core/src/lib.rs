@@ -8,6 +8,7 @@
 pub mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod courier;
 mod error;
 mod job;
 mod media;
@@ -24,6 +25,7 @@ mod status;
 mod store;
 mod tenant;
 mod vidgen;
+mod worker;
 
 pub use clock::Clock;
 pub use error::{Error, ErrorKind, FieldError, Result, quote};
@@ -31,7 +33,7 @@ pub use job::*;
 pub use media::*;
 pub use money::*;
 pub use notifier::*;
-pub use pipeline::{Pipeline, Plan, PlannedRoute, PlannedStep, Route};
+pub use pipeline::{Pipeline, Plan, PlannedRoute, PlannedStep, Route, Timing};
 pub use provider::*;
 pub use queue::*;
 pub use request::*;
@@ -39,3 +41,4 @@ pub use status::*;
 pub use store::*;
 pub use tenant::*;
 pub use vidgen::{CreateOptions, Vidgen, VidgenBuilder};
+pub use worker::{Worker, WorkerBuilder};

@@ -12,7 +12,7 @@ use url::Url;
 use crate::error::{ErrorKind, Result, quote};
 use crate::job::StepKind;
 use crate::media::{Body, ContentInfo, MediaInput, MediaType};
-use crate::money::{Cost, Price, Usd};
+use crate::money::{Price, Usd};
 use crate::pipeline::Route;
 
 /// Runs tasks somewhere else: submit, poll, fetch the outputs.
@@ -652,14 +652,5 @@ impl<T: Provider + ?Sized> Provider for Arc<T> {
     }
     async fn find(&self, submission: &Submission) -> Result<Lookup> {
         (**self).find(submission).await
-    }
-}
-
-/// What a submission cost: what the provider stated, else the price table.
-#[must_use]
-pub fn cost_of(stated: Option<Usd>, price: Price, task: &TaskSpec) -> Cost {
-    match stated {
-        Some(amount) => Cost { amount, basis: crate::money::CostBasis::Stated },
-        None => Cost { amount: price.of(task), basis: crate::money::CostBasis::Table },
     }
 }

@@ -1,5 +1,7 @@
 //! The system of record: jobs, steps, money, idempotency rows and the outbox, changed together.
 
+mod rules;
+
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +18,8 @@ use crate::notifier::{Delivery, DeliveryFilter, DeliveryRecord, EventId, NewEven
 use crate::pipeline::Plan;
 use crate::request::JobRequest;
 use crate::tenant::{Limits, TenantId};
+
+pub use rules::*;
 
 /// How long a worker's claims live after its last beat.
 pub const LEASE: Duration = Duration::from_secs(30);
@@ -43,10 +47,13 @@ pub const MAX_PER_ENDPOINT: usize = 4;
 /// - **Q4** A lease belongs to a worker and lasts [`LEASE`] from its last beat. A beat answers
 ///   whether the worker is still known, which of its jobs were signalled, which claims the store
 ///   thinks are its own though it does not hold them (strays: the answer to a claim was lost;
-///   they are handed back), and which it holds though they are not its own (lost).
-/// - **Q5** A worker that is not known claims nothing and writes nothing.
+///   they are handed back), and which it holds though they are not its own (lost). A stray is one
+///   that two beats in a row did not name and that was claimed at least [`BEAT`] ago, since the
+///   answer to a younger claim may still be on its way. A lease is over when a rescue says so; a
+///   late beat before that renews it.
+/// - **Q5** A worker that is not known claims nothing (`Stale`) and writes nothing.
 /// - **Q6** Rescue is guarded and bounded. It raises `crashes`, not `attempts`, and never touches
-///   a job that ended.
+///   a job that ended. A rescued job is ready at once, with its slot and its tag.
 /// - **Q7** Time is the store's. No caller's wall clock is compared with it.
 /// - **Q8** No call costs more as ended jobs grow, and none touches more than [`MAX_BATCH`] rows.
 /// - **Q9** [`Queue::ready`], [`Queue::signalled`] and the end of [`Queue::watch`]'s patience are
@@ -57,12 +64,14 @@ pub const MAX_PER_ENDPOINT: usize = 4;
 /// - **Q11** Same tenant, idempotency key and hash: the first job, for 24 hours, even if it is
 ///   deleted meanwhile (then `Conflict`). Another hash: `Conflict`.
 /// - **Q12** The store stamps an intent and an acceptance with its own clock.
-/// - **Q13** A step record is written only if it [follows](StepRecord::follows) the stored one.
+/// - **Q13** A step record is written only if it [follows](StepRecord::follows) the stored one; a
+///   broken succession under a standing claim is a `Conflict`. The version rises by one with each
+///   change of state, checkpoint, request to cancel and resolve. Progress never falls.
 /// - **Q14** Limits are checked in the transaction that creates the job: `RateLimited` with
 ///   `retry_after` (creates, live jobs) or `OverBudget` (spent in the window + held + this hold).
 /// - **Q15** A job of another tenant is `NotFound`, as if it did not exist.
-/// - **Q16** Money: enqueue and retry hold; a cost entry is recorded once by (job, step, ordinal);
-///   the end gives the hold back except `keep_hold`, and writes an adjustment so that the sum of
+/// - **Q16** Money: enqueue and retry hold; a cost entry is recorded once by (job, step, ordinal)
+///   and takes its amount out of the hold ([`held_after_cost`]), so nothing counts twice; the end gives the hold back except `keep_hold`, and writes an adjustment so that the sum of
 ///   the job's ledger rows is what the tenant pays (see [`crate::money`]). Rows are never changed.
 /// - **Q17** An event is inserted once by id, with the change it tells of, and stays until it is
 ///   delivered or given up. A delivery is claimed like a job; at most [`MAX_PER_ENDPOINT`] are on
@@ -95,7 +104,8 @@ pub trait Queue: Debug + Send + Sync + 'static {
     /// or not. They become failed and what is still held is released.
     async fn resolve(&self, tenant: &TenantId, id: JobId, verdict: Verdict) -> Result<Job>;
 
-    /// Removes the record of a job that ended; the ledger stays. A live one is a `Conflict`.
+    /// Removes the record of a job that ended and its ended deliveries; the ledger stays, and an
+    /// event still to be delivered is delivered. A live one, or one with an open hold, is a `Conflict`.
     async fn delete(&self, tenant: &TenantId, id: JobId) -> Result<()>;
 
     /// Answers the job when its version is greater than `after`, or as it is when `patience` ends.
@@ -110,7 +120,8 @@ pub trait Queue: Debug + Send + Sync + 'static {
     /// Stops or resumes handing out jobs, for all processes.
     async fn pause(&self, paused: bool) -> Result<()>;
 
-    /// Tells the worker of a running job to look again (a provider called back).
+    /// Tells the worker of a running job to look again (a provider called back), or makes a
+    /// waiting one ready. Anything else, and a job that is not there, is left as it is.
     async fn wake(&self, id: JobId) -> Result<()>;
 
     // --- for workers ---
@@ -130,10 +141,12 @@ pub trait Queue: Debug + Send + Sync + 'static {
     /// Writes a step record, its costs and the job's progress.
     async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Ack>;
 
-    /// Hands a job back, now or for later.
+    /// Hands a job back. At once: it keeps its slot and its turn, so that a restart of workers
+    /// costs it nothing. For later: it gives its slot away meanwhile. `Already` if this claim's
+    /// release was written before.
     async fn release(&self, claim: Claim, release: Release) -> Result<Fenced>;
 
-    /// Ends a job.
+    /// Ends a job. `Already` if this claim's end in the same state was written before.
     async fn settle(&self, settlement: Settlement) -> Result<Fenced>;
 
     /// Rescues the jobs and deliveries of dead workers; answers how many.
@@ -163,7 +176,9 @@ pub trait Queue: Debug + Send + Sync + 'static {
     /// Deliveries of a tenant, newest first.
     async fn deliveries(&self, tenant: &TenantId, filter: &DeliveryFilter) -> Result<Page<DeliveryRecord>>;
 
-    /// Makes an event due again, from its first attempt.
+    /// Makes an event due again, from its first attempt, also one that was delivered or given up.
+    /// One that is on its way is left there, with its attempts forgotten. `NotFound` if the event
+    /// is not the tenant's.
     async fn redeliver(&self, tenant: &TenantId, event: &EventId) -> Result<()>;
 }
 
@@ -452,21 +467,6 @@ pub enum DeliveryOutcome {
     Returned,
 }
 
-/// The fair tag of a job at admission (rule Q10), in 1/1024 of a turn.
-#[must_use]
-pub fn fair_tag(virtual_time: i64, last_tag: i64, weight: u32) -> i64 {
-    virtual_time.max(last_tag).saturating_add(1024 / i64::from(weight.clamp(1, 1024)))
-}
-
-/// Which window of length `per` a moment lies in, and how long until the next one starts.
-#[must_use]
-pub fn window_of(now: Timestamp, per: Duration) -> (i64, Duration) {
-    let per = i64::try_from(per.as_micros()).unwrap_or(i64::MAX).max(1);
-    let micros = now.as_microsecond();
-    let left = per - micros.rem_euclid(per);
-    (micros.div_euclid(per), Duration::from_micros(u64::try_from(left).unwrap_or(0)))
-}
-
 macro_rules! forward {
     ($(async fn $name:ident(&self $(, $arg:ident: $ty:ty)*) -> $ret:ty;)*) => {
         #[async_trait]
@@ -504,30 +504,4 @@ forward! {
     async fn settle_delivery(&self, delivery: &Delivery, outcome: DeliveryOutcome) -> Result<Fenced>;
     async fn deliveries(&self, tenant: &TenantId, filter: &DeliveryFilter) -> Result<Page<DeliveryRecord>>;
     async fn redeliver(&self, tenant: &TenantId, event: &EventId) -> Result<()>;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_newcomer_is_tagged_next_to_the_virtual_time_whatever_the_backlog() {
-        let flooder = (0..10_000).fold(0, |last, _| fair_tag(0, last, 1));
-        assert_eq!(flooder, 10_240_000);
-        assert_eq!(fair_tag(2048, 0, 1), 3072);
-    }
-
-    #[test]
-    fn three_times_the_weight_is_a_third_of_the_distance() {
-        assert_eq!(fair_tag(0, 0, 3), 341);
-        assert_eq!(fair_tag(0, 0, 0), 1024);
-        assert_eq!(fair_tag(0, 0, u32::MAX), 1);
-    }
-
-    #[test]
-    fn windows_start_at_multiples_of_their_length() {
-        let now = Timestamp::from_second(95).unwrap();
-        assert_eq!(window_of(now, Duration::from_secs(60)), (1, Duration::from_secs(25)));
-        assert_eq!(window_of(now, Duration::ZERO).1, Duration::from_micros(1));
-    }
 }

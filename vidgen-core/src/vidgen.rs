@@ -14,7 +14,8 @@ use crate::media::{MediaInfo, MediaKey};
 use crate::money::{Quote, UsageFilter, UsageReport};
 use crate::notifier::{DeliveryFilter, DeliveryRecord, EventId, NewEvent, Notifier};
 use crate::pipeline::plan::plan;
-use crate::pipeline::{Pipeline, Plan};
+use crate::pipeline::route::Breakers;
+use crate::pipeline::{Pipeline, Plan, Timing};
 use crate::queue::{DEFAULT_PRIORITY, Enqueued, Idempotency, NewJob, Queue, QueueStats, Retention, Verdict};
 use crate::request::{JobRequest, RequestRules};
 use crate::status::{JobStatus, MediaLinks, StatusOutput};
@@ -43,6 +44,8 @@ pub(crate) struct Inner {
     pub(crate) rules: RequestRules,
     pub(crate) limits: Limits,
     pub(crate) retention: Retention,
+    pub(crate) timing: Timing,
+    pub(crate) breakers: Breakers,
 }
 
 /// What goes with a create beside the request.
@@ -411,6 +414,7 @@ pub struct VidgenBuilder {
     rules: RequestRules,
     limits: Limits,
     retention: Retention,
+    timing: Timing,
 }
 
 impl VidgenBuilder {
@@ -477,6 +481,13 @@ impl VidgenBuilder {
         self
     }
 
+    /// Sets how patient the machine is with providers.
+    #[must_use]
+    pub fn timing(mut self, timing: Timing) -> Self {
+        self.timing = timing;
+        self
+    }
+
     /// Checks that everything is there and fits together.
     ///
     /// # Errors
@@ -503,6 +514,8 @@ impl VidgenBuilder {
                 rules: self.rules,
                 limits: self.limits,
                 retention: self.retention,
+                timing: self.timing,
+                breakers: Breakers::default(),
             }),
         })
     }

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "object")]
 mod object;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 
 #[cfg(feature = "object")]
 pub use object::ObjectStore;

@@ -1,11 +1,12 @@
 //! The conformance kit: numbered rules as tests, so that anybody's backend can be held to them.
 //!
 //! ```ignore
-//! vidgen_core::store_conformance!(memory, async { MemoryStore::new() });
+//! vidgen_core::queue_conformance!(memory, |clock| async move { MemoryQueue::with_clock(clock) });
 //! ```
 //!
-//! A rule is an async function that panics when the rule is broken. The macro makes one named
-//! `#[test]` of each; the kit brings its own runtime, so the caller needs none.
+//! A rule is an async function that panics when the rule is broken. The macros make one named
+//! `#[test]` of each; the kit uses no HTTP and brings its own runtime, so the caller needs none. A
+//! rule that a backend cannot keep is named in the macro call with its reason, and printed.
 
 // Rules are tests: a broken one must stop right there, with the place and the values.
 #![allow(
@@ -14,10 +15,13 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::missing_panics_doc,
+    clippy::print_stdout,
     reason = "a rule says that it is broken by a panic"
 )]
 
 pub mod notifier;
+pub mod queue;
+pub mod sample;
 pub mod store;
 
 use std::future::Future;
@@ -30,4 +34,14 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub fn block_on<T>(rule: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
     runtime.block_on(async { tokio::time::timeout(PATIENCE, rule).await.expect("the rule hung") })
+}
+
+/// Whether a backend says that it does not keep `rule`; if so, prints why.
+#[must_use]
+pub fn is_exempt(backend: &str, rule: &str, exemptions: &[(&str, &str)]) -> bool {
+    let exemption = exemptions.iter().find(|(exempted, _)| *exempted == rule);
+    if let Some((_, reason)) = exemption {
+        println!("{backend} does not keep {rule}: {reason}");
+    }
+    exemption.is_some()
 }

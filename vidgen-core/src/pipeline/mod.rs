@@ -1,6 +1,13 @@
 //! The recipe: which steps a job has, and who may do each.
 
+mod fetch;
+mod follow;
 pub mod plan;
+mod progress;
+pub mod route;
+pub(crate) mod run;
+pub mod step;
+mod task;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +20,7 @@ use crate::money::Price;
 use crate::provider::{Model, ModelId, Provider, ProviderId};
 
 pub use plan::{Plan, PlannedRoute, PlannedStep};
+pub use step::Timing;
 
 /// How long a video is if nobody says otherwise.
 const DEFAULT_DURATION: Duration = Duration::from_secs(4);

@@ -1,0 +1,328 @@
+//! A provider that does what it is told: for tests, examples and trying things out.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::job::StepKind;
+use crate::media::{Body, MediaType};
+use crate::money::{Price, Usd};
+use crate::provider::{
+    Capabilities, Handle, Lookup, Model, Output, Provider, ProviderId, Resubmit, RunFailure, Snapshot, Submission,
+    SubmissionId, SubmitOptions, Task,
+};
+
+/// A provider in process that plays scenes. Without any, every submission succeeds at once.
+///
+/// Clones share one remote: what was accepted, the ledger of it, and the scenes to come. The
+/// remote outlives a simulated crash of a worker, as a real one would.
+#[derive(Clone, Debug)]
+pub struct ScriptedProvider {
+    id: ProviderId,
+    capabilities: Capabilities,
+    remote: Arc<Mutex<Remote>>,
+}
+
+#[derive(Debug, Default)]
+struct Remote {
+    scenes: HashMap<StepKind, VecDeque<Scene>>,
+    outage: Option<Scene>,
+    outputs: HashMap<StepKind, Bytes>,
+    runs: BTreeMap<String, Run>,
+    requests: Vec<SubmissionId>,
+    accepted: Vec<SubmissionId>,
+    cancels: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Run {
+    submission: SubmissionId,
+    kind: StepKind,
+    scene: Scene,
+    polls: u32,
+    canceled: bool,
+}
+
+/// What happens to one submission.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Scene {
+    /// Accepted; succeeds at the poll after so many.
+    Succeeds {
+        /// How many polls see it running.
+        after_polls: u32,
+    },
+    /// Accepted; then the run fails.
+    Fails(RunFailure),
+    /// Accepted; runs until it is canceled.
+    RunsForever,
+    /// Accepted; then the provider forgets it.
+    Vanishes,
+    /// Accepted; but its output breaks off half-way, so many times.
+    Truncates {
+        /// How many downloads break off.
+        times: u32,
+    },
+    /// Not accepted: the submit answers this kind of error.
+    Rejects(ErrorKind),
+    /// Not accepted: come back after this long.
+    RateLimits(Duration),
+    /// Accepted, but the answer is lost.
+    LosesAnswer,
+    /// Not accepted, and the request was lost on the way; the caller cannot tell.
+    LosesRequest,
+    /// Accepted, but the answer never comes.
+    Hangs,
+}
+
+impl ScriptedProvider {
+    /// A provider of every kind of step at the tutorial's prices (image $0.10, video $0.50, speech
+    /// $0.05, the others free), which can look up lost submissions and cancel.
+    pub fn new(id: &str) -> Self {
+        let model = |kind: StepKind, price| {
+            Model::new(format!("scripted/{kind}"), kind, price).with_typical(Duration::from_secs(10))
+        };
+        let models = vec![
+            model(StepKind::Image, Price::PerRun(Usd::from_cents(10))),
+            model(StepKind::Video, Price::PerRun(Usd::from_cents(50))),
+            model(StepKind::Speech, Price::PerRun(Usd::from_cents(5))),
+            model(StepKind::Compose, Price::Free),
+            model(StepKind::Thumbnail, Price::Free),
+        ];
+        let capabilities = Capabilities::new(models)
+            .with_find()
+            .with_cancel()
+            .with_poll_floor(Duration::from_millis(1))
+            .with_submit_timeout(Duration::from_secs(30));
+        Self { id: ProviderId::from(id), capabilities, remote: Arc::default() }
+    }
+
+    /// Says what may be done when the answer to a submit was lost.
+    #[must_use]
+    pub fn with_resubmit(mut self, resubmit: Resubmit) -> Self {
+        self.capabilities.resubmit = resubmit;
+        self
+    }
+
+    /// Takes away the ability to look up lost submissions.
+    #[must_use]
+    pub fn without_find(mut self) -> Self {
+        self.capabilities.find = false;
+        self
+    }
+
+    /// Takes away the ability to cancel.
+    #[must_use]
+    pub fn without_cancel(mut self) -> Self {
+        self.capabilities.cancel = false;
+        self
+    }
+
+    /// Changes the models, e.g. for other prices or limits.
+    #[must_use]
+    pub fn with_models(mut self, models: Vec<Model>) -> Self {
+        self.capabilities.models = models;
+        self
+    }
+
+    /// Sets the shortest time between polls.
+    #[must_use]
+    pub fn with_poll_floor(mut self, floor: Duration) -> Self {
+        self.capabilities.poll_floor = floor;
+        self
+    }
+
+    /// Plays `scene` for the next submission of that kind that has none yet.
+    pub fn then(&self, kind: StepKind, scene: Scene) {
+        self.lock().scenes.entry(kind).or_default().push_back(scene);
+    }
+
+    /// Plays `scene` for every submission that has no other, until told otherwise.
+    pub fn always(&self, scene: Option<Scene>) {
+        self.lock().outage = scene;
+    }
+
+    /// Sets the bytes that runs of that kind make.
+    pub fn makes(&self, kind: StepKind, bytes: Bytes) {
+        self.lock().outputs.insert(kind, bytes);
+    }
+
+    /// Every submission that reached the remote, accepted or not, in order.
+    #[must_use]
+    pub fn requests(&self) -> Vec<SubmissionId> {
+        self.lock().requests.clone()
+    }
+
+    /// Every submission that was accepted, in order: what the provider bills for.
+    #[must_use]
+    pub fn accepted(&self) -> Vec<SubmissionId> {
+        self.lock().accepted.clone()
+    }
+
+    /// The remote ids of the runs whose end was asked for, in order.
+    #[must_use]
+    pub fn cancels(&self) -> Vec<String> {
+        self.lock().cancels.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Remote> {
+        self.remote.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn error(&self, kind: ErrorKind, message: &str) -> Error {
+        Error::new(kind, self.id.as_str().to_owned(), message)
+    }
+}
+
+impl Remote {
+    fn accept(&mut self, submission: &SubmissionId, kind: StepKind, scene: Scene) -> String {
+        self.accepted.push(submission.clone());
+        let remote_id = format!("run-{}", self.accepted.len());
+        let run = Run { submission: submission.clone(), kind, scene, polls: 0, canceled: false };
+        self.runs.insert(remote_id.clone(), run);
+        remote_id
+    }
+}
+
+#[async_trait]
+impl Provider for ScriptedProvider {
+    fn id(&self) -> ProviderId {
+        self.id.clone()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    async fn submit(&self, task: &Task, options: &SubmitOptions) -> Result<Handle> {
+        let kind = task.spec.kind();
+        if self.capabilities.model(kind, Some(&task.model)).is_none() {
+            return Err(self.error(ErrorKind::Unsupported, "no such model"));
+        }
+        let submission = &options.submission;
+        let (remote_id, hangs) = {
+            let mut remote = self.lock();
+            let scene = match remote.scenes.get_mut(&kind).and_then(VecDeque::pop_front) {
+                Some(scene) => scene,
+                None => remote.outage.clone().unwrap_or(Scene::Succeeds { after_polls: 0 }),
+            };
+            if let Scene::Rejects(ErrorKind::NotSent) = scene {
+                return Err(self.error(ErrorKind::NotSent, "connection refused"));
+            }
+            remote.requests.push(submission.clone());
+            let keyed = !matches!(self.capabilities.resubmit, Resubmit::Never);
+            let known = remote.runs.iter().find(|(_, run)| run.submission == *submission);
+            if let (true, Some((id, _))) = (keyed, known) {
+                // The same key: the run that it bought, and no other.
+                return Ok(Handle::new(self.id.clone(), id.clone()));
+            }
+            match scene {
+                Scene::Rejects(kind) => return Err(self.error(kind, "the scene says no")),
+                Scene::RateLimits(delay) => {
+                    return Err(self.error(ErrorKind::RateLimited, "slow down").with_retry_after(delay));
+                }
+                Scene::LosesRequest => return Err(self.error(ErrorKind::OutcomeUnknown, "connection reset")),
+                Scene::LosesAnswer => {
+                    remote.accept(submission, kind, Scene::Succeeds { after_polls: 0 });
+                    return Err(self.error(ErrorKind::OutcomeUnknown, "connection reset"));
+                }
+                Scene::Hangs => (remote.accept(submission, kind, Scene::Succeeds { after_polls: 0 }), true),
+                scene => (remote.accept(submission, kind, scene), false),
+            }
+        };
+        if hangs {
+            std::future::pending::<()>().await;
+        }
+        Ok(Handle::new(self.id.clone(), remote_id))
+    }
+
+    async fn poll(&self, handle: &Handle) -> Result<Snapshot> {
+        let mut remote = self.lock();
+        let unknown = || self.error(ErrorKind::NotFound, "no such run");
+        let run = remote.runs.get_mut(&handle.remote_id).ok_or_else(unknown)?;
+        if run.canceled {
+            return Ok(Snapshot::canceled());
+        }
+        run.polls = run.polls.saturating_add(1);
+        Ok(match &run.scene {
+            Scene::Vanishes => return Err(unknown()),
+            Scene::Fails(failure) => Snapshot::failed(failure.clone()),
+            Scene::RunsForever => Snapshot::running(Some(0.5)),
+            Scene::Succeeds { after_polls } if run.polls <= *after_polls => {
+                // A few polls at most: exact in an f32.
+                #[expect(clippy::cast_precision_loss, reason = "scenes have few polls")]
+                Snapshot::running(Some(run.polls as f32 / (*after_polls + 1) as f32))
+            }
+            _ => Snapshot::succeeded(vec![Output::new(handle.remote_id.clone())]),
+        })
+    }
+
+    async fn open(&self, output: &Output) -> Result<Body> {
+        let mut remote = self.lock();
+        let gone = || self.error(ErrorKind::NotFound, "no such output");
+        let run = remote.runs.get_mut(&output.locator).ok_or_else(gone)?;
+        let kind = run.kind;
+        let mut breaks = false;
+        if let Scene::Truncates { times } = &mut run.scene {
+            breaks = *times > 0;
+            *times = times.saturating_sub(1);
+        }
+        let bytes = remote.outputs.get(&kind).cloned().unwrap_or_else(|| sample(kind));
+        if !breaks {
+            return Ok(bytes.into());
+        }
+        let length = u64::try_from(bytes.len()).ok();
+        let half = bytes.slice(..bytes.len() / 2);
+        let cut = self.error(ErrorKind::Unavailable, "the connection broke off");
+        Ok(Body::new(futures::stream::iter([Ok(half), Err(cut)]), length))
+    }
+
+    async fn cancel(&self, handle: &Handle) -> Result<()> {
+        if !self.capabilities.cancel {
+            return Err(self.error(ErrorKind::Unsupported, "cannot cancel"));
+        }
+        let mut remote = self.lock();
+        remote.cancels.push(handle.remote_id.clone());
+        let run =
+            remote.runs.get_mut(&handle.remote_id).ok_or_else(|| self.error(ErrorKind::NotFound, "no such run"))?;
+        match run.scene {
+            Scene::Succeeds { after_polls } if run.polls > after_polls => {
+                Err(self.error(ErrorKind::TooLate, "it ended"))
+            }
+            Scene::Fails(_) => Err(self.error(ErrorKind::TooLate, "it ended")),
+            _ => {
+                run.canceled = true;
+                Ok(())
+            }
+        }
+    }
+
+    async fn find(&self, submission: &Submission) -> Result<Lookup> {
+        if !self.capabilities.find {
+            return Err(self.error(ErrorKind::Unsupported, "cannot look up"));
+        }
+        let remote = self.lock();
+        let found = remote.runs.iter().find(|(_, run)| run.submission == submission.id);
+        Ok(found.map_or(Lookup::Absent, |(id, _)| Lookup::Found(Handle::new(self.id.clone(), id.clone()))))
+    }
+}
+
+/// The smallest bytes that are told as the right type by their head.
+fn sample(kind: StepKind) -> Bytes {
+    let media_type = match kind {
+        StepKind::Image => MediaType::Png,
+        StepKind::Video | StepKind::Compose => MediaType::Mp4,
+        StepKind::Speech => MediaType::Wav,
+        StepKind::Thumbnail => MediaType::Jpeg,
+    };
+    Bytes::from_static(match media_type {
+        MediaType::Png => b"\x89PNG\r\n\x1a\nscripted",
+        MediaType::Mp4 => b"\0\0\0\x18ftypisom\0\0\0\0isomscripted",
+        MediaType::Wav => b"RIFF\x24\0\0\0WAVEfmt scripted",
+        _ => b"\xff\xd8\xff\xe0scripted",
+    })
+}

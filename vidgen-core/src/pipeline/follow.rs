@@ -1,0 +1,223 @@
+//! Follows one accepted submission to its end: polls, asks for its end, copies its output.
+
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind};
+use crate::job::{Failure, StepRecord, StepState};
+use crate::money::{Cost, Usd};
+use crate::pipeline::fetch::{FetchError, fetch};
+use crate::pipeline::run::{Halt, Run};
+use crate::pipeline::step::{self, Overdue};
+use crate::pipeline::{PlannedStep, Route};
+use crate::provider::{Capabilities, Handle, Output, RunFailure, RunState, Snapshot};
+use crate::vidgen::media_prefix;
+
+/// The longest wait between two polls of a run.
+const SLOWEST_POLL: Duration = Duration::from_secs(10);
+/// How often an output is copied before it is called invalid.
+const MAX_COPIES: u32 = 3;
+/// The wait before an output is copied again.
+const COPY_AGAIN: Duration = Duration::from_secs(1);
+/// The longest wait before an output is offered again to a store that is away.
+const SLOWEST_COPY: Duration = Duration::from_secs(30);
+/// Progress is written at most this often.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// One accepted submission.
+pub(crate) struct Polling<'a> {
+    run: &'a Run,
+    planned: &'a PlannedStep,
+    route: Route,
+    capabilities: Capabilities,
+    delay: Duration,
+    written: Duration,
+    bad_copies: u32,
+    store_failures: u32,
+}
+
+impl<'a> Polling<'a> {
+    pub(crate) fn new(run: &'a Run, planned: &'a PlannedStep, route: Route) -> Self {
+        let capabilities = route.provider.capabilities();
+        let delay = capabilities.poll_floor;
+        let written = run.inner.clock.monotonic();
+        Self { run, planned, route, capabilities, delay, written, bad_copies: 0, store_failures: 0 }
+    }
+
+    /// Returns when the step's record is no longer `Accepted`.
+    pub(crate) async fn follow(mut self) -> Result<(), Halt> {
+        loop {
+            let record = self.run.record(self.planned.step);
+            let StepState::Accepted { handle, cancel_sent, .. } = &record.state else { return Ok(()) };
+            self.run.pause(self.delay).await?;
+            let overdue = step::overdue(&record, &self.run.inner.timing, self.run.now());
+            let unwanted = self.run.canceled() || overdue != Overdue::No;
+            if unwanted && !cancel_sent && self.capabilities.cancel {
+                self.cancel(&record, handle).await?;
+                continue;
+            }
+            if overdue == Overdue::GiveUp {
+                let failure = Failure::coded("timed_out", format!("the {} took too long", self.planned.step));
+                self.waste(&record, failure, None).await?;
+                continue;
+            }
+            let snapshot = tokio::select! {
+                snapshot = self.route.provider.poll(handle) => snapshot,
+                halt = self.run.halted() => return Err(halt),
+            };
+            match snapshot {
+                Ok(snapshot) => self.see(&record, snapshot).await?,
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    let cost = self.cost(&record, None);
+                    let now = self.run.now();
+                    let sent = self.run.sent(self.planned.step);
+                    let (record, cost) = step::after_loss(&record, self.planned, &self.capabilities, cost, sent, now);
+                    self.run.checkpoint(record, cost).await?;
+                }
+                Err(error) => {
+                    tracing::warn!(job = %self.run.job.id, step = %self.planned.step, %error, "poll");
+                    self.slow_down(error.retry_after());
+                }
+            }
+        }
+    }
+
+    async fn see(&mut self, record: &StepRecord, snapshot: Snapshot) -> Result<(), Halt> {
+        let cost = self.cost(record, snapshot.cost);
+        match snapshot.state {
+            RunState::Running => {
+                self.progress(record, snapshot.progress).await?;
+                self.slow_down(snapshot.poll_after);
+                Ok(())
+            }
+            // Its owner does not want it any more, but it was bought: the cost is real (M11).
+            RunState::Succeeded(_) if self.run.canceled() => self.waste(record, canceled(), snapshot.cost).await,
+            RunState::Succeeded(outputs) => match outputs.first() {
+                Some(output) => self.copy(record, output, cost).await,
+                None => {
+                    let failure = Failure::coded("output_invalid", "the provider finished without an output");
+                    self.waste(record, failure, snapshot.cost).await
+                }
+            },
+            RunState::Failed(failure) => self.fail(record, &failure, cost).await,
+            RunState::Canceled if self.run.canceled() => self.waste(record, canceled(), snapshot.cost).await,
+            RunState::Canceled if step::overdue(record, &self.run.inner.timing, self.run.now()) != Overdue::No => {
+                let failure = Failure::coded("timed_out", format!("the {} took too long", self.planned.step));
+                self.waste(record, failure, snapshot.cost).await
+            }
+            RunState::Canceled => {
+                let failure = RunFailure {
+                    billed: snapshot.cost.is_some_and(|c| c > Usd::ZERO),
+                    ..RunFailure::new(ErrorKind::Unavailable, "the provider canceled the run")
+                };
+                self.fail(record, &failure, cost).await
+            }
+        }
+    }
+
+    async fn fail(&self, record: &StepRecord, failure: &RunFailure, cost: Cost) -> Result<(), Halt> {
+        let down = !matches!(failure.kind, ErrorKind::Invalid | ErrorKind::Refused | ErrorKind::Unsupported);
+        if let Some(submission) = record.open_submission().filter(|_| down) {
+            let now = self.run.inner.clock.monotonic();
+            self.run.inner.breakers.record(&submission.provider, &submission.model, false, now);
+        }
+        let (record, cost) = step::after_failure(record, self.planned, failure, cost, self.run.now());
+        self.run.checkpoint(record, cost).await.map(|_| ())
+    }
+
+    /// Copies the output into our store. What the provider's side breaks is fetched again after
+    /// another poll (which may bring a fresh link); what our store breaks is offered again for as
+    /// long as it takes: it was paid for, and is never bought again for our own fault (B5).
+    async fn copy(&mut self, record: &StepRecord, output: &Output, cost: Cost) -> Result<(), Halt> {
+        let run = self.run;
+        let ordinal = record.open_submission().map_or(1, |s| s.ordinal);
+        // The epoch keeps a stale worker from overwriting what a record already names.
+        let stem = format!("{}/{}-{ordinal}-{}", media_prefix(run.job.id), self.planned.step, run.claim.epoch);
+        let copied = tokio::select! {
+            copied = fetch(&*self.route.provider, output, self.planned.step, &stem, &*run.inner.store) => copied,
+            halt = run.halted() => return Err(halt),
+        };
+        match copied {
+            Ok(media) => {
+                if let Some(submission) = record.open_submission() {
+                    let now = run.inner.clock.monotonic();
+                    run.inner.breakers.record(&submission.provider, &submission.model, true, now);
+                }
+                let (record, entry) = step::done(record, media, cost);
+                run.checkpoint(record, entry).await?;
+            }
+            Err(FetchError::Output(error)) => {
+                self.bad_copies += 1;
+                tracing::warn!(job = %run.job.id, step = %self.planned.step, %error, "output");
+                if self.bad_copies >= MAX_COPIES {
+                    let failure = Failure::coded("output_invalid", bad_output(self.planned, &error));
+                    let (record, entry) = step::after_waste(record, self.planned, failure, cost, run.now());
+                    run.checkpoint(record, entry).await?;
+                } else {
+                    self.delay = COPY_AGAIN.max(self.capabilities.poll_floor);
+                }
+            }
+            Err(FetchError::Store(error)) => {
+                tracing::warn!(job = %run.job.id, step = %self.planned.step, %error, "the store is away; the output is kept at the provider");
+                self.delay = (COPY_AGAIN * 2u32.saturating_pow(self.store_failures)).min(SLOWEST_COPY);
+                self.store_failures = self.store_failures.saturating_add(1).min(8);
+            }
+        }
+        Ok(())
+    }
+
+    async fn cancel(&self, record: &StepRecord, handle: &Handle) -> Result<(), Halt> {
+        // Written first, so that its end is asked for once, whatever crashes.
+        self.run.checkpoint(step::cancel_sent(record), None).await?;
+        if let Err(error) = self.route.provider.cancel(handle).await {
+            tracing::info!(job = %self.run.job.id, step = %self.planned.step, %error, "cancel");
+        }
+        Ok(())
+    }
+
+    async fn waste(&self, record: &StepRecord, failure: Failure, stated: Option<Usd>) -> Result<(), Halt> {
+        let cost = self.cost(record, stated);
+        let (record, entry) = step::after_waste(record, self.planned, failure, cost, self.run.now());
+        self.run.checkpoint(record, entry).await.map(|_| ())
+    }
+
+    async fn progress(&mut self, record: &StepRecord, fraction: Option<f32>) -> Result<(), Halt> {
+        let Some(fraction) = fraction else { return Ok(()) };
+        let now = self.run.inner.clock.monotonic();
+        if (self.run.set_fraction(self.planned.step, fraction)
+            || now.saturating_sub(self.written) > PROGRESS_EVERY * 10)
+            && now.saturating_sub(self.written) >= PROGRESS_EVERY
+        {
+            self.written = now;
+            self.run.checkpoint(step::unchanged(record), None).await?;
+        }
+        Ok(())
+    }
+
+    /// The next poll comes later than this one did, within what the provider and its usual pace allow.
+    fn slow_down(&mut self, wish: Option<Duration>) {
+        let typical = record_typical(self.planned, &self.route);
+        let slowest =
+            (typical / 10).clamp(self.capabilities.poll_floor, SLOWEST_POLL.max(self.capabilities.poll_floor));
+        self.delay = match wish {
+            Some(wish) => wish.max(self.capabilities.poll_floor),
+            None => (self.delay + self.delay / 2).clamp(self.capabilities.poll_floor, slowest),
+        };
+    }
+
+    fn cost(&self, record: &StepRecord, stated: Option<Usd>) -> Cost {
+        record.open_submission().map_or(Cost::FREE, |submission| step::cost_of(stated, submission))
+    }
+}
+
+fn record_typical(planned: &PlannedStep, route: &Route) -> Duration {
+    let id = route.provider.id();
+    planned.routes.iter().find(|r| r.provider == id).map_or(SLOWEST_POLL, |r| r.typical)
+}
+
+fn canceled() -> Failure {
+    Failure::coded("canceled", "the job was canceled")
+}
+
+fn bad_output(planned: &PlannedStep, error: &Error) -> String {
+    format!("the {} that the provider made cannot be used: {}", planned.step, error.message())
+}

@@ -1,0 +1,665 @@
+//! Drives one claimed job from where its records are to its end, or until it is handed back. The
+//! only code that knows all four traits.
+//!
+//! Every write goes through [`Run::checkpoint`] or [`Run::settle`], carries the claim, and is
+//! waited for before the next thing happens. Whatever crashes between two of them, the next
+//! worker finds a record that [`step::next`] knows how to go on from.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt};
+use futures::stream::{FuturesUnordered, StreamExt};
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use crate::clock::{later, until};
+use crate::error::{Error, ErrorKind, Result};
+use crate::job::{Failure, Job, JobOutput, JobState, StepId, StepRecord, StepState};
+use crate::money::{CostEntry, Usd};
+use crate::pipeline::follow::Polling;
+use crate::pipeline::progress::progress;
+use crate::pipeline::step::{self, Next};
+use crate::pipeline::task::{media_of, task, task_hash};
+use crate::pipeline::{PlannedStep, Route};
+use crate::provider::{Capabilities, Resubmit, Submission, SubmitOptions};
+use crate::queue::{Ack, Checkpoint, Claim, Claimed, Fenced, JobEnd, MAX_CRASHES, Release, Settlement};
+use crate::vidgen::Inner;
+
+/// How often a provider is asked about a lost submission.
+const FIND_AGAIN: Duration = Duration::from_secs(15);
+/// The first and the longest wait before a write is tried again on a queue that is away.
+const WRITE_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How many attempts a job may use up in all. Each route of a step has three, so only a job that
+/// never gets anywhere (a client that panics, a write that is refused) comes here.
+const MAX_JOB_ATTEMPTS: u32 = 30;
+/// A wait that is no longer than this is not worth handing the job back for.
+const SHORT_WAIT: Duration = Duration::from_millis(500);
+
+/// What the worker tells a running job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Signals {
+    /// Its owner wants it to end.
+    pub(crate) cancel: bool,
+    /// The worker is stopping: hand it back.
+    pub(crate) stop: bool,
+    /// The claim is another's now.
+    pub(crate) lost: bool,
+    /// Rises when a provider called back.
+    pub(crate) wake: u64,
+}
+
+/// Why a step's driver ended without an end of the step.
+#[derive(Debug)]
+pub(crate) enum Halt {
+    /// The claim is another's now: write nothing, tell nobody.
+    Lost,
+    /// The worker is stopping.
+    Stopped,
+    /// The queue refused a write for a reason of ours.
+    Fault(Error),
+}
+
+/// How a step's driver ended.
+#[derive(Debug)]
+enum Driven {
+    /// The step ended: done, skipped, failed, in doubt, or not begun because the job is canceled.
+    Ended,
+    /// There is nothing to do before this moment.
+    Wait(Timestamp),
+}
+
+/// Asks the worker whether its lease is fresh enough to spend money on.
+pub(crate) type MaySubmit = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// One claimed job.
+pub(crate) struct Run {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) claim: Claim,
+    pub(crate) job: Job,
+    signals: watch::Receiver<Signals>,
+    may_submit: MaySubmit,
+    shared: Mutex<Shared>,
+}
+
+/// What the drivers of a job's steps share.
+struct Shared {
+    records: Vec<StepRecord>,
+    fractions: HashMap<StepId, f32>,
+    cost: Usd,
+    cancel: bool,
+    /// The steps whose open submission this very run sent.
+    sent: HashSet<StepId>,
+    /// The store's time, and the monotonic moment when it was read.
+    store_time: (Timestamp, Duration),
+}
+
+/// Runs a claimed job until it ended or was handed back.
+pub(crate) async fn run(
+    inner: Arc<Inner>,
+    claimed: Claimed,
+    now: Timestamp,
+    signals: watch::Receiver<Signals>,
+    may_submit: MaySubmit,
+) {
+    let shared = Shared {
+        records: claimed.job.steps.clone(),
+        fractions: HashMap::new(),
+        cost: claimed.job.cost,
+        cancel: claimed.job.cancel_requested,
+        sent: HashSet::new(),
+        store_time: (now, inner.clock.monotonic()),
+    };
+    let run = Arc::new(Run {
+        inner,
+        claim: claimed.claim,
+        job: claimed.job,
+        signals,
+        may_submit,
+        shared: Mutex::new(shared),
+    });
+    let job = run.job.id;
+    match run.clone().go().await {
+        Ok(()) => {}
+        Err(Halt::Lost) => tracing::warn!(%job, "the claim is another's now; left alone"),
+        Err(Halt::Stopped) => run.release(Duration::ZERO, false).await,
+        Err(Halt::Fault(error)) => run.hand_back_after(&error).await,
+    }
+}
+
+impl Run {
+    async fn go(self: Arc<Self>) -> Result<(), Halt> {
+        if self.job.crashes >= MAX_CRASHES || self.job.attempts >= MAX_JOB_ATTEMPTS {
+            return self.give_up_as_poison().await;
+        }
+        let mut active: FuturesUnordered<BoxFuture<'static, (StepId, Result<Driven, Halt>)>> = FuturesUnordered::new();
+        let mut running: Vec<StepId> = Vec::new();
+        let mut waits: HashMap<StepId, Timestamp> = HashMap::new();
+        let mut halted: Option<Halt> = None;
+        loop {
+            let now = self.now();
+            let startable = self.startable();
+            waits.retain(|id, until| now < *until && startable.iter().any(|s| s.step == *id));
+            if halted.is_none() {
+                for planned in startable {
+                    if !running.contains(&planned.step) && !waits.contains_key(&planned.step) {
+                        running.push(planned.step);
+                        let (run, id) = (self.clone(), planned.step);
+                        active.push(async move { (id, run.drive(planned).await) }.boxed());
+                    }
+                }
+            }
+            let next_wait = waits.values().min().copied();
+            if active.is_empty() {
+                if let Some(halt) = halted {
+                    return Err(halt);
+                }
+                match next_wait.map(|moment| until(now, moment)) {
+                    Some(wait) if wait > SHORT_WAIT => {
+                        self.release(wait, self.waits_for_an_attempt()).await;
+                        return Ok(());
+                    }
+                    Some(wait) => {
+                        self.inner.clock.sleep(wait).await;
+                        continue;
+                    }
+                    None => return self.finish().await,
+                }
+            }
+            let wait = next_wait.map_or(Duration::from_secs(3600), |moment| until(now, moment));
+            tokio::select! {
+                Some((id, ended)) = active.next() => {
+                    running.retain(|r| *r != id);
+                    match ended {
+                        Ok(Driven::Ended) => {}
+                        Ok(Driven::Wait(until)) => { waits.insert(id, until); }
+                        Err(Halt::Lost) => return Err(Halt::Lost),
+                        Err(halt) => halted = halted.or(Some(halt)),
+                    }
+                }
+                () = self.inner.clock.sleep(wait) => {}
+            }
+        }
+    }
+
+    /// A write was refused for a reason of ours: later, perhaps by another version, it may go through.
+    async fn hand_back_after(&self, error: &Error) {
+        tracing::error!(job = %self.job.id, %error, "a write was refused");
+        let attempts = usize::try_from(self.job.attempts).unwrap_or_default();
+        self.release(crate::pipeline::route::backoff(attempts + 1), true).await;
+    }
+
+    /// The steps that may be worked on: all that are ready, or, once the job is canceled or
+    /// cannot succeed, only those that money is out for.
+    fn startable(&self) -> Vec<PlannedStep> {
+        let shared = self.lock();
+        let state = |id: StepId| shared.records.iter().find(|r| r.step == id).map(|r| &r.state);
+        let winding_down = shared.cancel || shared.records.iter().any(|r| ends_the_job(&r.state));
+        let ready = |planned: &&PlannedStep| match state(planned.step) {
+            Some(StepState::Intent { .. } | StepState::Accepted { .. }) => true,
+            Some(StepState::Waiting { .. }) | None => {
+                let over = |id: &StepId| matches!(state(*id), Some(StepState::Done { .. } | StepState::Skipped { .. }));
+                !winding_down && planned.needs.iter().all(over)
+            }
+            Some(_) => false,
+        };
+        self.job.plan.steps.iter().filter(ready).cloned().collect()
+    }
+
+    /// Takes one step as far as it goes.
+    async fn drive(self: Arc<Self>, planned: PlannedStep) -> Result<Driven, Halt> {
+        let id = planned.step;
+        loop {
+            self.check()?;
+            let record = self.record(id);
+            let route = record.open_submission().and_then(|s| self.route_of(id, s));
+            let capabilities = route.as_ref().map(|r| r.provider.capabilities());
+            let monotonic = self.inner.clock.monotonic();
+            let pause = |route: &_| self.inner.breakers.pause(route, monotonic);
+            match step::next(&record, &planned, capabilities.as_ref(), pause, &self.inner.timing, self.now()) {
+                Next::Ended => return Ok(Driven::Ended),
+                Next::Wait { until } => return Ok(Driven::Wait(until)),
+                Next::Write(record) => {
+                    self.checkpoint(*record, None).await?;
+                }
+                Next::Submit { route } => {
+                    if self.canceled() {
+                        return Ok(Driven::Ended);
+                    }
+                    self.submit(&planned, &record, route).await?;
+                }
+                Next::Resend => {
+                    let free = capabilities.is_some_and(|c| c.resubmit == Resubmit::Free);
+                    if free && self.canceled() {
+                        let failure = Failure::coded("canceled", "the job was canceled");
+                        self.checkpoint(step::stopped(&record, failure), None).await?;
+                    } else if let Some(until) = self.resend(&planned, &record, free).await? {
+                        return Ok(Driven::Wait(until));
+                    }
+                }
+                Next::Find => {
+                    let Some((route, capabilities)) = route.zip(capabilities) else { return Ok(Driven::Ended) };
+                    if let Some(until) = self.find(&planned, &record, &route, &capabilities).await? {
+                        return Ok(Driven::Wait(until));
+                    }
+                }
+                Next::Poll => match route {
+                    Some(route) => Polling::new(&self, &planned, route).follow().await?,
+                    None => {
+                        let reason = "the server no longer has the provider that was working on it";
+                        let record = step::stopped(&record, Failure::new(ErrorKind::Unsupported, reason));
+                        self.checkpoint(record, None).await?;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Buys: writes the intent, sends it, writes the outcome.
+    async fn submit(self: &Arc<Self>, planned: &PlannedStep, record: &StepRecord, n: usize) -> Result<(), Halt> {
+        let (id, now) = (planned.step, self.now());
+        let Some(chosen) = planned.routes.get(n) else { return Ok(()) };
+        if !chosen.price.is_free() && self.purchases() > self.job.plan.steps.len() {
+            let failure = Failure::coded("too_many_submissions", "too many submissions were bought for this job");
+            self.checkpoint(step::stopped(record, failure), None).await?;
+            return Ok(());
+        }
+        let pipeline = self.inner.pipeline_named(&self.job.plan.pipeline);
+        let Some(route) = pipeline.and_then(|p| p.route(id, &chosen.provider, &chosen.model)) else {
+            let reason = "the server no longer has this provider or model";
+            let record = step::without_route(record, self.job.id, chosen, reason, now);
+            self.checkpoint(record, None).await?;
+            return Ok(());
+        };
+        while !(self.may_submit)() {
+            self.pause(Duration::from_secs(1)).await?;
+        }
+        let records = self.lock().records.clone();
+        let task =
+            task(&self.job, id, &records, route, chosen.model.clone(), &self.inner.store).map_err(Halt::Fault)?;
+        let hash = task_hash(&task).map_err(Halt::Fault)?;
+        let intent = step::intent(record, self.job.id, chosen, hash);
+        let started = self.inner.clock.monotonic();
+        self.checkpoint(intent, None).await?;
+        let late = self.inner.clock.monotonic().saturating_sub(started) >= self.inner.timing.post_within;
+        if late || self.canceled() || self.check().is_err() {
+            // Nobody sent it, and nobody will: the slot stays free.
+            let error = Err(Error::new(ErrorKind::NotSent, "pipeline", "it was not sent in time"));
+            return self.write_outcome(planned, error, Duration::ZERO).await.map(|_| ());
+        }
+        self.send(planned.clone(), route.clone(), task).await.map(|_| ())
+    }
+
+    /// Sends a submission again where that cannot cost twice; answers when to come back if the
+    /// outcome is unknown again.
+    async fn resend(
+        self: &Arc<Self>,
+        planned: &PlannedStep,
+        record: &StepRecord,
+        free: bool,
+    ) -> Result<Option<Timestamp>, Halt> {
+        let Some(submission) = record.open_submission() else { return Ok(None) };
+        let Some(route) = self.route_of(planned.step, submission) else { return Ok(None) };
+        let records = self.lock().records.clone();
+        let model = submission.model.clone();
+        let task = task(&self.job, planned.step, &records, &route, model, &self.inner.store).map_err(Halt::Fault)?;
+        if !free && task_hash(&task).map_err(Halt::Fault)? != submission.task_hash {
+            // The key would stand for something else than what it bought.
+            self.checkpoint(step::doubted(record), None).await?;
+            return Ok(None);
+        }
+        let known = self.send(planned.clone(), route, task).await?;
+        Ok((!known).then(|| later(self.now(), crate::pipeline::route::backoff(1))))
+    }
+
+    /// Sends what the step's intent says and writes the outcome, in a task of its own: no cancel,
+    /// shutdown or lost claim drops a submit that is on the wire (M4). Says whether the outcome is
+    /// known.
+    async fn send(
+        self: &Arc<Self>,
+        planned: PlannedStep,
+        route: Route,
+        task: crate::provider::Task,
+    ) -> Result<bool, Halt> {
+        let Some(submission) = self.record(planned.step).open_submission().cloned() else { return Ok(true) };
+        self.lock().sent.insert(planned.step);
+        let run = self.clone();
+        let sending = tokio::spawn(async move {
+            let timeout = route.provider.capabilities().submit_timeout;
+            let started = run.inner.clock.monotonic();
+            let options = SubmitOptions::new(submission.id.clone());
+            let answer = tokio::select! {
+                answer = route.provider.submit(&task, &options) => answer,
+                () = run.inner.clock.sleep(timeout) => {
+                    Err(Error::new(ErrorKind::OutcomeUnknown, submission.provider.to_string(), "no answer in time"))
+                }
+            };
+            let took = run.inner.clock.monotonic().saturating_sub(started);
+            run.count(&submission, answer.as_ref().err());
+            run.write_outcome(&planned, answer, took).await
+        });
+        // A panic in a provider's client says nothing of what the remote saw: unknown.
+        sending.await.unwrap_or(Ok(false))
+    }
+
+    async fn write_outcome(
+        &self,
+        planned: &PlannedStep,
+        answer: Result<crate::Handle>,
+        took: Duration,
+    ) -> Result<bool, Halt> {
+        let record = self.record(planned.step);
+        if let Err(error) = &answer {
+            tracing::warn!(job = %self.job.id, step = %planned.step, ?took, %error, "submit");
+        }
+        match step::after_submit(&record, planned, &answer, self.now()) {
+            Some(record) => self.checkpoint(record, None).await.map(|_| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Tells the breaker how a submit went.
+    fn count(&self, submission: &Submission, error: Option<&Error>) {
+        let fine = match error.map(Error::kind) {
+            None => true,
+            Some(ErrorKind::NotSent | ErrorKind::Unavailable | ErrorKind::OutcomeUnknown) => false,
+            Some(_) => return,
+        };
+        let now = self.inner.clock.monotonic();
+        self.inner.breakers.record(&submission.provider, &submission.model, fine, now);
+    }
+
+    /// Asks the provider about a submission whose outcome is not known; answers when to ask again.
+    async fn find(
+        &self,
+        planned: &PlannedStep,
+        record: &StepRecord,
+        route: &Route,
+        capabilities: &Capabilities,
+    ) -> Result<Option<Timestamp>, Halt> {
+        let Some(submission) = record.open_submission() else { return Ok(None) };
+        let answer = route.provider.find(submission).await;
+        if let Err(error) = &answer {
+            tracing::warn!(job = %self.job.id, step = %planned.step, %error, "looking for a lost submission");
+        }
+        match step::after_find(record, planned, capabilities, &answer, &self.inner.timing, self.now()) {
+            Some(record) => self.checkpoint(record, None).await.map(|_| None),
+            None => {
+                let (again, settled) =
+                    (later(self.now(), FIND_AGAIN), step::settled_at(submission, capabilities, &self.inner.timing));
+                Ok(Some(if settled > self.now() { again.min(settled) } else { again }))
+            }
+        }
+    }
+
+    /// Writes a record and its cost, for as long as it takes and the claim is ours.
+    pub(crate) async fn checkpoint(&self, record: StepRecord, cost: Option<CostEntry>) -> Result<Ack, Halt> {
+        let progress = {
+            let shared = self.lock();
+            let mut records = shared.records.clone();
+            put(&mut records, record.clone());
+            progress(&self.job.plan, &records, |id| shared.fractions.get(&id).copied().unwrap_or_default())
+        };
+        let mut wait = WRITE_AGAIN.0;
+        loop {
+            let checkpoint = Checkpoint {
+                claim: self.claim,
+                record: record.clone(),
+                costs: cost.iter().cloned().collect(),
+                progress,
+            };
+            match self.inner.queue.checkpoint(checkpoint).await {
+                Ok(Ack { fenced: Fenced::Stale, .. }) => return Err(Halt::Lost),
+                Ok(ack) => {
+                    let mut shared = self.lock();
+                    shared.store_time = (ack.now, self.inner.clock.monotonic());
+                    shared.cancel |= ack.cancel;
+                    if let Some(entry) = &cost {
+                        shared.cost += entry.cost.amount;
+                    }
+                    put(&mut shared.records, record.stamped(ack.now));
+                    return Ok(ack);
+                }
+                Err(error) => wait = self.write_again(error, wait).await?,
+            }
+        }
+    }
+
+    async fn write_again(&self, error: Error, wait: Duration) -> Result<Duration, Halt> {
+        if error.kind() != ErrorKind::Unavailable {
+            return Err(Halt::Fault(error));
+        }
+        if self.signals.borrow().lost {
+            return Err(Halt::Lost);
+        }
+        tracing::warn!(job = %self.job.id, %error, "the queue is away; the write is kept");
+        self.inner.clock.sleep(wait).await;
+        Ok((wait * 2).min(WRITE_AGAIN.1))
+    }
+
+    /// Every step that may be done is: ends the job.
+    async fn finish(&self) -> Result<(), Halt> {
+        let (records, canceled) = {
+            let shared = self.lock();
+            (shared.records.clone(), shared.cancel)
+        };
+        let doubt = records.iter().find(|r| matches!(r.state, StepState::InDoubt { .. }));
+        let failed = records.iter().find_map(|r| match &r.state {
+            StepState::Failed { failure } => Some(failure.clone()),
+            _ => None,
+        });
+        let end = if let Some(record) = doubt {
+            let message = format!(
+                "it is not known whether the provider accepted the {}; nothing was charged, and an operator will look",
+                record.step
+            );
+            JobEnd::Failed(Failure::new(ErrorKind::OutcomeUnknown, message).at(record.step))
+        } else if canceled {
+            JobEnd::Canceled
+        } else if let Some(failure) = failed {
+            JobEnd::Failed(failure)
+        } else {
+            match media_of(&records, self.job.plan.final_video()) {
+                Some(video) => JobEnd::Completed(JobOutput {
+                    video: video.clone(),
+                    thumbnail: media_of(&records, StepId::Thumbnail).cloned(),
+                    duration: video.content.duration.unwrap_or(self.job.plan.duration),
+                }),
+                None => JobEnd::Failed(Failure::new(ErrorKind::Internal, "the plan made no video")),
+            }
+        };
+        self.settle(end, &records).await
+    }
+
+    /// Too many workers died at it, or attempts led nowhere: runs nothing any more. What may have been bought is in doubt.
+    async fn give_up_as_poison(&self) -> Result<(), Halt> {
+        let open: Vec<StepRecord> = self.lock().records.iter().filter(|r| is_open(&r.state)).cloned().collect();
+        for record in open {
+            let Some(submission) = record.open_submission() else { continue };
+            let free = submission.hold == Usd::ZERO;
+            let failure = Failure::coded("poison", "the server failed at it");
+            let record = if free { step::stopped(&record, failure) } else { step::doubted(&record) };
+            self.checkpoint(record, None).await?;
+        }
+        let records = self.lock().records.clone();
+        let message = "the server failed several times at this job, and gave it up";
+        self.settle(JobEnd::Failed(Failure::coded("poison", message)), &records).await
+    }
+
+    async fn settle(&self, end: JobEnd, records: &[StepRecord]) -> Result<(), Halt> {
+        let mut job = self.job.clone();
+        job.cost = self.lock().cost;
+        job.ended_at = Some(self.inner.clock.now());
+        job.steps = records.to_vec();
+        match &end {
+            JobEnd::Completed(output) => {
+                job.state = JobState::Completed;
+                job.progress = 100;
+                job.output = Some(output.clone());
+            }
+            JobEnd::Failed(failure) => {
+                job.state = JobState::Failed;
+                job.failure = Some(failure.clone());
+            }
+            JobEnd::Canceled => job.state = JobState::Canceled,
+        }
+        let keep_hold = records
+            .iter()
+            .filter_map(|r| match &r.state {
+                StepState::InDoubt { submission } => Some(submission.hold),
+                _ => None,
+            })
+            .sum();
+        let mut wait = WRITE_AGAIN.0;
+        // Built once: a settlement that is written again must tell of the same event.
+        let events: Vec<_> = loop {
+            match self.inner.event(&job).await {
+                Ok(event) => break event.into_iter().collect(),
+                Err(error) => wait = self.write_again(error, wait).await?,
+            }
+        };
+        let mut wait = WRITE_AGAIN.0;
+        loop {
+            let settlement = Settlement { claim: self.claim, end: end.clone(), keep_hold, events: events.clone() };
+            match self.inner.queue.settle(settlement).await {
+                Ok(Fenced::Stale) => return Err(Halt::Lost),
+                Ok(_) => {
+                    let code = job.failure.as_ref().map(|f| f.code.as_str());
+                    tracing::info!(job = %job.id, state = job.state.as_str(), code, cost = %job.cost, "job ended");
+                    return Ok(());
+                }
+                Err(error) => wait = self.write_again(error, wait).await?,
+            }
+        }
+    }
+
+    async fn release(&self, delay: Duration, counts: bool) {
+        let mut wait = WRITE_AGAIN.0;
+        loop {
+            match self.inner.queue.release(self.claim, Release { delay, counts }).await {
+                Ok(_) => return,
+                Err(error) => match self.write_again(error, wait).await {
+                    Ok(longer) => wait = longer,
+                    // The lease will end by itself.
+                    Err(_) => return,
+                },
+            }
+        }
+    }
+
+    /// Waits, unless the worker stops or the claim is lost; returns early on any signal.
+    pub(crate) async fn pause(&self, duration: Duration) -> Result<(), Halt> {
+        let mut signals = self.signals.clone();
+        signals.mark_unchanged();
+        self.check()?;
+        tokio::select! {
+            () = self.inner.clock.sleep(duration) => {}
+            changed = signals.changed() => {
+                // The worker is gone: so is the claim.
+                changed.map_err(|_| Halt::Lost)?;
+            }
+        }
+        self.check()
+    }
+
+    /// Returns when the worker stops or the claim is lost.
+    pub(crate) async fn halted(&self) -> Halt {
+        let mut signals = self.signals.clone();
+        match signals.wait_for(|s| s.stop || s.lost).await {
+            Ok(signals) if !signals.lost => Halt::Stopped,
+            _ => Halt::Lost,
+        }
+    }
+
+    fn check(&self) -> Result<(), Halt> {
+        let signals = *self.signals.borrow();
+        if signals.lost {
+            Err(Halt::Lost)
+        } else if signals.stop {
+            Err(Halt::Stopped)
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(crate) fn canceled(&self) -> bool {
+        let mut shared = self.lock();
+        shared.cancel |= self.signals.borrow().cancel;
+        shared.cancel
+    }
+
+    /// The store's time, as far as it is known.
+    pub(crate) fn now(&self) -> Timestamp {
+        let (at, read) = self.lock().store_time;
+        later(at, self.inner.clock.monotonic().saturating_sub(read))
+    }
+
+    pub(crate) fn record(&self, id: StepId) -> StepRecord {
+        let shared = self.lock();
+        shared.records.iter().find(|r| r.step == id).cloned().unwrap_or_else(|| StepRecord::begun(id))
+    }
+
+    /// Whether this very run sent the open submission of a step, so that a restart does not
+    /// explain why the provider forgot it.
+    pub(crate) fn sent(&self, id: StepId) -> bool {
+        self.lock().sent.contains(&id)
+    }
+
+    /// Remembers a provider's own progress; says whether people would see a difference.
+    pub(crate) fn set_fraction(&self, id: StepId, fraction: f32) -> bool {
+        let mut shared = self.lock();
+        let now = |shared: &Shared| {
+            progress(&self.job.plan, &shared.records, |id| shared.fractions.get(&id).copied().unwrap_or_default())
+        };
+        let before = now(&shared);
+        shared.fractions.insert(id, fraction);
+        now(&shared) > before
+    }
+
+    fn route_of(&self, id: StepId, submission: &Submission) -> Option<Route> {
+        let pipeline = self.inner.pipeline_named(&self.job.plan.pipeline)?;
+        pipeline.route(id, &submission.provider, &submission.model).cloned()
+    }
+
+    /// How many submissions were bought so far (M8).
+    fn purchases(&self) -> usize {
+        let shared = self.lock();
+        let bought = |r: &StepRecord| {
+            let wasted = r.attempts.iter().filter(|a| a.cost.amount > Usd::ZERO).count();
+            let kept = match &r.state {
+                StepState::Done { cost, .. } => cost.amount > Usd::ZERO,
+                _ => r.open_submission().is_some_and(|s| s.hold > Usd::ZERO),
+            };
+            wasted + usize::from(kept)
+        };
+        shared.records.iter().map(bought).sum()
+    }
+
+    fn waits_for_an_attempt(&self) -> bool {
+        let shared = self.lock();
+        shared.records.iter().any(|r| {
+            matches!(r.state, StepState::Waiting { .. })
+                && r.attempts.last().is_some_and(|a| a.kind != ErrorKind::RateLimited)
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn ends_the_job(state: &StepState) -> bool {
+    matches!(state, StepState::Failed { .. } | StepState::InDoubt { .. })
+}
+
+fn is_open(state: &StepState) -> bool {
+    matches!(state, StepState::Intent { .. } | StepState::Accepted { .. })
+}
+
+fn put(records: &mut Vec<StepRecord>, record: StepRecord) {
+    match records.iter_mut().find(|r| r.step == record.step) {
+        Some(stored) => *stored = record,
+        None => records.push(record),
+    }
+}

@@ -1,0 +1,455 @@
+//! The submission state machine of one step. Pure: every crash case is a branch a unit test reaches.
+//!
+//! ```text
+//!            choose route            POST                    poll            copy
+//! (begun) ──────────────► Intent ───────────► Accepted ───────────► … ───────────► Done
+//!    ▲                      │ │ rejected          │ failed                │
+//!    └── Waiting ◄──────────┼─┴───────────────────┘                Failed / Skipped
+//!                           └─ nobody can tell ─► InDoubt
+//! ```
+//!
+//! Whoever finds an intent without an outcome must not send it again unless the provider
+//! recognises it or runs for free: it asks the provider, and if nobody can tell, it says so.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::clock::{later, until};
+use crate::error::{Error, ErrorKind};
+use crate::job::{Failure, JobId, StepAttempt, StepRecord, StepState, submission_id};
+use crate::money::{Cost, CostBasis, CostEntry};
+use crate::pipeline::route::{self, Choice};
+use crate::pipeline::{PlannedRoute, PlannedStep};
+use crate::provider::{Capabilities, Handle, Lookup, Resubmit, RunFailure, Submission};
+
+/// How patient the machine is. The defaults are reliability §1's; tests and hosts with quick
+/// providers may want others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Timing {
+    /// How long after its intent was written a submission may still be sent.
+    pub post_within: Duration,
+    /// How much longer than that and its timeout "absent" is not believed: the request may still
+    /// be on its way through somebody's proxy.
+    pub settle: Duration,
+    /// How long a provider is asked about a lost submission before it is left in doubt.
+    pub find_patience: Duration,
+    /// How long a run may take before its end is asked for; what is typical may be much less.
+    pub run_deadline: Duration,
+    /// How long after that its end is waited for.
+    pub run_grace: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            post_within: Duration::from_secs(20),
+            settle: Duration::from_secs(60),
+            find_patience: Duration::from_secs(3600),
+            run_deadline: Duration::from_secs(3600),
+            run_grace: Duration::from_secs(300),
+        }
+    }
+}
+
+/// What to do next about a step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    /// Write an intent for this route of the plan, then send it.
+    Submit {
+        /// The route's place in the plan.
+        route: usize,
+    },
+    /// Nothing before this moment.
+    Wait {
+        /// By the store's clock.
+        until: Timestamp,
+    },
+    /// Send the same submission again: it is recognised, or free.
+    Resend,
+    /// Ask the provider whether it knows the submission.
+    Find,
+    /// Poll the accepted submission.
+    Poll,
+    /// Write this record.
+    Write(Box<StepRecord>),
+    /// It ended: done, skipped, failed or in doubt.
+    Ended,
+}
+
+/// Judges a record as it stands. `capabilities` are those of the provider whose submission is
+/// open (`None` if the host no longer has it); `pause` says how long a route's breaker stays shut.
+#[must_use]
+pub fn next(
+    record: &StepRecord,
+    step: &PlannedStep,
+    capabilities: Option<&Capabilities>,
+    pause: impl Fn(&PlannedRoute) -> Duration,
+    timing: &Timing,
+    now: Timestamp,
+) -> Next {
+    match &record.state {
+        StepState::Done { .. } | StepState::Skipped { .. } | StepState::Failed { .. } | StepState::InDoubt { .. } => {
+            Next::Ended
+        }
+        StepState::Waiting { not_before } if now < *not_before => Next::Wait { until: *not_before },
+        StepState::Waiting { .. } => match route::choose(step, record, pause) {
+            Choice::Route(route) => Next::Submit { route },
+            Choice::Pause(wait) => Next::Wait { until: later(now, wait) },
+            Choice::Exhausted => Next::Write(Box::new(exhausted(record, step))),
+        },
+        StepState::Accepted { .. } => Next::Poll,
+        StepState::Intent { submission } => match capabilities {
+            Some(c) if c.resubmit == Resubmit::Free => Next::Resend,
+            Some(Capabilities { resubmit: Resubmit::Keyed(life), .. }) if now < later(written(submission), *life) => {
+                Next::Resend
+            }
+            Some(c) if c.find => Next::Find,
+            // A worker that is still about to send it would be wronged by an earlier verdict.
+            Some(c) if now < settled_at(submission, c, timing) => {
+                Next::Wait { until: settled_at(submission, c, timing) }
+            }
+            _ => Next::Write(Box::new(in_doubt(record, submission))),
+        },
+    }
+}
+
+/// A record for a submission that is about to be sent by `route`.
+#[must_use]
+pub fn intent(record: &StepRecord, job: JobId, route: &PlannedRoute, task_hash: String) -> StepRecord {
+    let ordinal = next_ordinal(record, route);
+    let submission = Submission {
+        id: submission_id(job, record.step, ordinal),
+        ordinal,
+        provider: route.provider.clone(),
+        model: route.model.clone(),
+        task_hash,
+        hold: route.expected,
+        intent_at: None,
+    };
+    after(record, StepState::Intent { submission })
+}
+
+/// A slot that was never bought is bought again under its own id. One that was is not; nor is one
+/// that another provider was asked for, since a late request of it might still arrive there.
+fn next_ordinal(record: &StepRecord, route: &PlannedRoute) -> u32 {
+    match record.attempts.last() {
+        None => 1,
+        Some(last) if last.accepted || last.provider != route.provider || last.model != route.model => {
+            last.ordinal.saturating_add(1)
+        }
+        Some(last) => last.ordinal,
+    }
+}
+
+/// The record after it turned out, before anything was written, that `route` cannot be taken.
+#[must_use]
+pub fn without_route(
+    record: &StepRecord,
+    job: JobId,
+    route: &PlannedRoute,
+    reason: &str,
+    now: Timestamp,
+) -> StepRecord {
+    let intent = intent(record, job, route, String::new());
+    let Some(submission) = intent.open_submission() else { return record.clone() };
+    let noted = with_attempt(record, submission, ErrorKind::Unsupported, reason, None, now);
+    after(&noted, StepState::Waiting { not_before: now })
+}
+
+/// The record after a submission that must not be sent was left in doubt.
+#[must_use]
+pub fn doubted(record: &StepRecord) -> StepRecord {
+    record.open_submission().map_or_else(|| record.clone(), |submission| in_doubt(record, submission))
+}
+
+/// The record of a step that its job may not go on with.
+#[must_use]
+pub fn stopped(record: &StepRecord, failure: Failure) -> StepRecord {
+    after(record, StepState::Failed { failure: failure.at(record.step) })
+}
+
+/// The record after a submit was answered, or `None` if it is not known what became of it.
+#[must_use]
+pub fn after_submit(
+    record: &StepRecord,
+    step: &PlannedStep,
+    answer: &Result<Handle, Error>,
+    now: Timestamp,
+) -> Option<StepRecord> {
+    let StepState::Intent { submission } = &record.state else { return None };
+    let error = match answer {
+        Ok(handle) => return Some(accepted(record, submission, handle.clone())),
+        Err(error) => error,
+    };
+    match error.kind() {
+        // The user's request is at fault: no other route may be tried, nothing was bought.
+        ErrorKind::Invalid | ErrorKind::Refused => {
+            let record = with_attempt(record, submission, error.kind(), error.message(), None, now);
+            Some(after(&record, failed(step, error.kind(), error.message())))
+        }
+        ErrorKind::RateLimited => {
+            let wait = error.retry_after().unwrap_or_else(|| route::backoff(1));
+            let record = with_attempt(record, submission, error.kind(), error.message(), None, now);
+            Some(after(&record, StepState::Waiting { not_before: later(now, wait) }))
+        }
+        // These say that nothing was bought (rule P8).
+        ErrorKind::NotSent
+        | ErrorKind::Unavailable
+        | ErrorKind::Unauthorized
+        | ErrorKind::OverBudget
+        | ErrorKind::NotFound
+        | ErrorKind::Unsupported => {
+            let record = with_attempt(record, submission, error.kind(), error.message(), None, now);
+            Some(again(record, step, submission, error.retry_after(), now))
+        }
+        _ => None,
+    }
+}
+
+/// The record after a lost submission was looked for, or `None` if it must be asked again later.
+#[must_use]
+pub fn after_find(
+    record: &StepRecord,
+    step: &PlannedStep,
+    capabilities: &Capabilities,
+    answer: &Result<Lookup, Error>,
+    timing: &Timing,
+    now: Timestamp,
+) -> Option<StepRecord> {
+    let StepState::Intent { submission } = &record.state else { return None };
+    let settled = settled_at(submission, capabilities, timing);
+    match answer {
+        // Found is true at any moment; only "absent" can come too early.
+        Ok(Lookup::Found(handle)) => Some(accepted(record, submission, handle.clone())),
+        Ok(_) if now < settled => None,
+        Ok(Lookup::Absent) => {
+            let reason = "the request did not arrive";
+            let record = with_attempt(record, submission, ErrorKind::NotSent, reason, None, now);
+            Some(again(record, step, submission, None, now))
+        }
+        Ok(Lookup::Unknown) => Some(in_doubt(record, submission)),
+        Err(_) if now < later(settled, timing.find_patience) => None,
+        Err(_) => Some(in_doubt(record, submission)),
+    }
+}
+
+/// From when on "absent" is believed of a submission.
+#[must_use]
+pub fn settled_at(submission: &Submission, capabilities: &Capabilities, timing: &Timing) -> Timestamp {
+    later(written(submission), timing.post_within + capabilities.submit_timeout + timing.settle)
+}
+
+fn written(submission: &Submission) -> Timestamp {
+    submission.intent_at.unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// The record after a run ended without outputs, and what it cost.
+#[must_use]
+pub fn after_failure(
+    record: &StepRecord,
+    step: &PlannedStep,
+    failure: &RunFailure,
+    cost: Cost,
+    now: Timestamp,
+) -> (StepRecord, Option<CostEntry>) {
+    let Some(submission) = record.open_submission() else { return (record.clone(), None) };
+    let cost = if failure.billed { cost } else { Cost { amount: crate::Usd::ZERO, ..cost } };
+    let entry = failure.billed.then(|| cost_entry(record, submission, cost));
+    let noted = with_attempt(record, submission, failure.kind, &failure.reason, Some(cost), now);
+    let record = match failure.kind {
+        ErrorKind::Invalid | ErrorKind::Refused => after(&noted, failed(step, failure.kind, &failure.reason)),
+        _ => again(noted, step, submission, None, now),
+    };
+    (record, entry)
+}
+
+/// The record after the provider forgot a run. One that is free is run again: at once and without
+/// counting if an earlier process `sent` it, since that is what a restart looks like to a provider
+/// in process. A paid one is counted as billed, since an unknown cost is never zero (M7).
+#[must_use]
+pub fn after_loss(
+    record: &StepRecord,
+    step: &PlannedStep,
+    capabilities: &Capabilities,
+    cost: Cost,
+    sent: bool,
+    now: Timestamp,
+) -> (StepRecord, Option<CostEntry>) {
+    let Some(submission) = record.open_submission() else { return (record.clone(), None) };
+    let reason = "the provider no longer knows the run";
+    if capabilities.resubmit != Resubmit::Free {
+        let noted = with_attempt(record, submission, ErrorKind::Protocol, reason, Some(cost), now);
+        let entry = cost_entry(record, submission, cost);
+        return (after(&noted, failed(step, ErrorKind::Protocol, reason)), Some(entry));
+    }
+    if !sent {
+        return (after(record, StepState::Waiting { not_before: now }), None);
+    }
+    let noted = with_attempt(record, submission, ErrorKind::Unavailable, reason, None, now);
+    (again(noted, step, submission, None, now), None)
+}
+
+/// The record after the end of a run came too late, or its output could not be had.
+#[must_use]
+pub fn after_waste(
+    record: &StepRecord,
+    step: &PlannedStep,
+    failure: Failure,
+    cost: Cost,
+    now: Timestamp,
+) -> (StepRecord, Option<CostEntry>) {
+    let Some(submission) = record.open_submission() else { return (record.clone(), None) };
+    let noted = with_attempt(record, submission, ErrorKind::Media, &failure.message, Some(cost), now);
+    let entry = cost_entry(record, submission, cost);
+    (after(&noted, StepState::Failed { failure: failure.at(step.step) }), Some(entry))
+}
+
+/// The record after its end was asked for.
+#[must_use]
+pub fn cancel_sent(record: &StepRecord) -> StepRecord {
+    let mut state = record.state.clone();
+    if let StepState::Accepted { cancel_sent, .. } = &mut state {
+        *cancel_sent = true;
+    }
+    after(record, state)
+}
+
+/// The record after the output was copied into our store.
+#[must_use]
+pub fn done(record: &StepRecord, media: crate::MediaInfo, cost: Cost) -> (StepRecord, Option<CostEntry>) {
+    let Some(submission) = record.open_submission() else { return (record.clone(), None) };
+    let entry = cost_entry(record, submission, cost);
+    let state = StepState::Done { provider: submission.provider.clone(), model: submission.model.clone(), media, cost };
+    (after(record, state), Some(entry))
+}
+
+/// The record with nothing changed but its revision: to write progress.
+#[must_use]
+pub fn unchanged(record: &StepRecord) -> StepRecord {
+    after(record, record.state.clone())
+}
+
+/// Whether the run's time is up: its end must be asked for, or no longer be waited for.
+#[must_use]
+pub fn overdue(record: &StepRecord, timing: &Timing, now: Timestamp) -> Overdue {
+    let StepState::Accepted { accepted_at: Some(at), .. } = &record.state else { return Overdue::No };
+    if until(now, later(*at, timing.run_deadline)) > Duration::ZERO {
+        Overdue::No
+    } else if until(now, later(*at, timing.run_deadline + timing.run_grace)) > Duration::ZERO {
+        Overdue::Cancel
+    } else {
+        Overdue::GiveUp
+    }
+}
+
+/// How late a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overdue {
+    /// It is not.
+    No,
+    /// Ask for its end, once.
+    Cancel,
+    /// No longer wait for its end.
+    GiveUp,
+}
+
+fn after(record: &StepRecord, state: StepState) -> StepRecord {
+    StepRecord { revision: record.revision.saturating_add(1), state, ..record.clone() }
+}
+
+fn accepted(record: &StepRecord, submission: &Submission, handle: Handle) -> StepRecord {
+    let submission = submission.clone();
+    after(record, StepState::Accepted { submission, handle, accepted_at: None, cancel_sent: false })
+}
+
+fn in_doubt(record: &StepRecord, submission: &Submission) -> StepRecord {
+    after(record, StepState::InDoubt { submission: submission.clone() })
+}
+
+/// Waits for the next attempt: at once by another route, after a backoff by the same one.
+fn again(
+    record: StepRecord,
+    step: &PlannedStep,
+    submission: &Submission,
+    wait: Option<Duration>,
+    now: Timestamp,
+) -> StepRecord {
+    let tried = step.routes.iter().find(|r| r.provider == submission.provider && r.model == submission.model);
+    let next = match route::choose(step, &record, |_| Duration::ZERO) {
+        Choice::Route(n) => step.routes.get(n),
+        _ => None,
+    };
+    let delay = match (tried, next) {
+        (Some(tried), Some(next)) if tried == next => {
+            wait.unwrap_or_else(|| route::backoff(route::failures(&record, tried)))
+        }
+        _ => Duration::ZERO,
+    };
+    after(&record, StepState::Waiting { not_before: later(now, delay) })
+}
+
+fn with_attempt(
+    record: &StepRecord,
+    submission: &Submission,
+    kind: ErrorKind,
+    reason: &str,
+    accepted_at: Option<Cost>,
+    now: Timestamp,
+) -> StepRecord {
+    let mut record = record.clone();
+    record.attempts.push(StepAttempt {
+        submission: submission.id.clone(),
+        ordinal: submission.ordinal,
+        provider: submission.provider.clone(),
+        model: submission.model.clone(),
+        kind,
+        reason: reason.to_owned(),
+        accepted: accepted_at.is_some(),
+        cost: accepted_at.unwrap_or(Cost::FREE),
+        at: now,
+    });
+    record
+}
+
+fn cost_entry(record: &StepRecord, submission: &Submission, cost: Cost) -> CostEntry {
+    CostEntry {
+        step: record.step,
+        ordinal: submission.ordinal,
+        provider: submission.provider.clone(),
+        model: submission.model.clone(),
+        cost,
+    }
+}
+
+fn failed(step: &PlannedStep, kind: ErrorKind, reason: &str) -> StepState {
+    let message = match kind {
+        ErrorKind::Refused => format!("the {} was refused by the provider: {reason}", step.step),
+        ErrorKind::Invalid => format!("the provider cannot make this {}: {reason}", step.step),
+        _ => format!("the {} could not be made: {reason}", step.step),
+    };
+    StepState::Failed { failure: Failure::new(kind, message).at(step.step) }
+}
+
+/// No route is left: fail with the last reason, or leave the step out if the job may do without.
+fn exhausted(record: &StepRecord, step: &PlannedStep) -> StepRecord {
+    let last = record.attempts.last();
+    let reason = last.map_or("no provider can do it", |a| a.reason.as_str());
+    if step.optional {
+        return after(record, StepState::Skipped { reason: reason.to_owned() });
+    }
+    after(record, failed(step, last.map_or(ErrorKind::Unsupported, |a| a.kind), reason))
+}
+
+/// What a submission cost by the provider's word or the plan's price.
+#[must_use]
+pub fn cost_of(stated: Option<crate::Usd>, submission: &Submission) -> Cost {
+    match stated {
+        Some(amount) => Cost { amount, basis: CostBasis::Stated },
+        None => Cost { amount: submission.hold, basis: CostBasis::Table },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+use super::*;
+use crate::job::StepKind;
+use crate::money::{Price, Usd};
+use crate::provider::{Model, ProviderId};
+
+fn t(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_000_000 + seconds).unwrap()
+}
+
+fn route(provider: &str) -> PlannedRoute {
+    PlannedRoute {
+        provider: provider.into(),
+        model: "m".into(),
+        price: Price::PerRun(Usd::from_cents(10)),
+        expected: Usd::from_cents(10),
+        typical: Duration::from_secs(10),
+    }
+}
+
+fn step() -> PlannedStep {
+    PlannedStep { step: StepKind::Video, needs: vec![], routes: vec![route("a"), route("b")], optional: false }
+}
+
+fn capabilities() -> Capabilities {
+    Capabilities::new(vec![Model::new("m", StepKind::Video, Price::PerRun(Usd::from_cents(10)))])
+}
+
+fn judge(record: &StepRecord, capabilities: &Capabilities, now: Timestamp) -> Next {
+    next(record, &step(), Some(capabilities), |_| Duration::ZERO, &Timing::default(), now)
+}
+
+/// An intent of provider `a` that was written at second 0.
+fn open_intent() -> StepRecord {
+    let begun = StepRecord::begun(StepKind::Video);
+    intent(&begun, JobId::new(), &route("a"), "hash".into()).stamped(t(0))
+}
+
+fn handle() -> Handle {
+    Handle::new(ProviderId::from("a"), "remote-1")
+}
+
+fn running() -> StepRecord {
+    after_submit(&open_intent(), &step(), &Ok(handle()), t(1)).unwrap().stamped(t(1))
+}
+
+fn error(kind: ErrorKind) -> Result<Handle, Error> {
+    Err(Error::new(kind, "a", "says no"))
+}
+
+fn wrong(record: &StepRecord) -> String {
+    match &record.state {
+        StepState::Failed { failure } => failure.code.clone(),
+        other => panic!("not failed: {other:?}"),
+    }
+}
+
+const ABSENT_AT: i64 = 20 + 30 + 60;
+
+#[test]
+fn a_step_begins_with_the_first_route() {
+    let begun = StepRecord::begun(StepKind::Video);
+    assert_eq!(judge(&begun, &capabilities(), t(0)), Next::Submit { route: 0 });
+}
+
+#[test]
+fn an_intent_found_after_a_crash_is_never_just_sent_again() {
+    assert_eq!(judge(&open_intent(), &capabilities().with_find(), t(1)), Next::Find);
+    let wait = Next::Wait { until: t(ABSENT_AT) };
+    assert_eq!(judge(&open_intent(), &capabilities(), t(1)), wait, "nobody can tell, and it may yet be sent");
+    let Next::Write(record) = judge(&open_intent(), &capabilities(), t(ABSENT_AT)) else { panic!() };
+    assert!(matches!(record.state, StepState::InDoubt { .. }));
+    let gone = next(&open_intent(), &step(), None, |_| Duration::ZERO, &Timing::default(), t(1));
+    assert!(matches!(gone, Next::Write(r) if matches!(r.state, StepState::InDoubt { .. })), "the host dropped it");
+}
+
+#[test]
+fn an_intent_is_resent_where_that_cannot_cost_twice() {
+    let keyed = capabilities().with_resubmit(Resubmit::Keyed(Duration::from_secs(60)));
+    assert_eq!(judge(&open_intent(), &keyed, t(59)), Next::Resend);
+    assert_ne!(judge(&open_intent(), &keyed, t(60)), Next::Resend, "the key is dead");
+    let free = capabilities().with_resubmit(Resubmit::Free);
+    assert_eq!(judge(&open_intent(), &free, t(100_000)), Next::Resend);
+}
+
+#[test]
+fn a_found_submission_is_polled() {
+    let found = Ok(Lookup::Found(handle()));
+    let record = after_find(&open_intent(), &step(), &capabilities(), &found, &Timing::default(), t(1)).unwrap();
+    assert_eq!(judge(&record, &capabilities(), t(1)), Next::Poll);
+}
+
+#[test]
+fn absent_is_believed_only_when_the_request_can_no_longer_arrive() {
+    let absent = Ok(Lookup::Absent);
+    assert_eq!(
+        after_find(&open_intent(), &step(), &capabilities(), &absent, &Timing::default(), t(ABSENT_AT - 1)),
+        None
+    );
+    let record =
+        after_find(&open_intent(), &step(), &capabilities(), &absent, &Timing::default(), t(ABSENT_AT)).unwrap();
+    assert!(matches!(record.state, StepState::Waiting { .. }));
+    let again = intent(&record, JobId::new(), &route("a"), "hash".into());
+    assert_eq!(again.open_submission().unwrap().ordinal, 1, "the slot was not bought: the same id");
+}
+
+#[test]
+fn a_remote_that_cannot_tell_leaves_it_in_doubt() {
+    let unknown = Ok(Lookup::Unknown);
+    assert_eq!(after_find(&open_intent(), &step(), &capabilities(), &unknown, &Timing::default(), t(1)), None);
+    let record =
+        after_find(&open_intent(), &step(), &capabilities(), &unknown, &Timing::default(), t(ABSENT_AT)).unwrap();
+    assert!(matches!(record.state, StepState::InDoubt { .. }));
+    let down = Err(Error::new(ErrorKind::Unavailable, "a", "down"));
+    assert_eq!(after_find(&open_intent(), &step(), &capabilities(), &down, &Timing::default(), t(ABSENT_AT)), None);
+    let late = t(ABSENT_AT + 3600);
+    let record = after_find(&open_intent(), &step(), &capabilities(), &down, &Timing::default(), late).unwrap();
+    assert!(matches!(record.state, StepState::InDoubt { .. }));
+}
+
+#[test]
+fn a_submit_that_may_have_arrived_is_no_outcome() {
+    for kind in [ErrorKind::OutcomeUnknown, ErrorKind::Protocol, ErrorKind::Internal, ErrorKind::Conflict] {
+        assert_eq!(after_submit(&open_intent(), &step(), &error(kind), t(1)), None, "{kind:?}");
+    }
+}
+
+#[test]
+fn refusals_are_final_and_never_fail_over() {
+    for kind in [ErrorKind::Invalid, ErrorKind::Refused] {
+        let record = after_submit(&open_intent(), &step(), &error(kind), t(1)).unwrap();
+        assert_eq!(wrong(&record), kind.code());
+    }
+}
+
+#[test]
+fn a_rate_limit_waits_as_long_as_it_says() {
+    let limited = Err(Error::new(ErrorKind::RateLimited, "a", "slow down").with_retry_after(Duration::from_secs(77)));
+    let record = after_submit(&open_intent(), &step(), &limited, t(1)).unwrap();
+    assert_eq!(record.state, StepState::Waiting { not_before: t(78) });
+    assert_eq!(judge(&record, &capabilities(), t(77)), Next::Wait { until: t(78) });
+    assert_eq!(judge(&record, &capabilities(), t(78)), Next::Submit { route: 0 });
+}
+
+#[test]
+fn an_outage_backs_off_three_times_then_takes_the_other_route_at_once() {
+    let mut record = StepRecord::begun(StepKind::Video);
+    let mut now = t(0);
+    for attempt in 1..=3u32 {
+        let open = intent(&record, JobId::new(), &route("a"), "hash".into()).stamped(now);
+        record = after_submit(&open, &step(), &error(ErrorKind::Unavailable), now).unwrap();
+        let StepState::Waiting { not_before } = record.state else { panic!() };
+        let wait = until(now, not_before);
+        if attempt < 3 {
+            let least = Duration::from_secs(5) * 2u32.pow(attempt - 1);
+            assert!(wait >= least && wait <= least * 2, "{wait:?}");
+        } else {
+            assert_eq!(wait, Duration::ZERO, "another route need not wait");
+        }
+        now = not_before;
+    }
+    assert_eq!(judge(&record, &capabilities(), now), Next::Submit { route: 1 });
+}
+
+#[test]
+fn a_step_without_routes_left_fails_with_the_last_reason_or_is_skipped_if_it_may_be() {
+    let mut record = StepRecord::begun(StepKind::Video);
+    for provider in ["a", "b"] {
+        let open = intent(&record, JobId::new(), &route(provider), "hash".into());
+        record = after_submit(&open, &step(), &error(ErrorKind::Unsupported), t(0)).unwrap();
+    }
+    let Next::Write(failed) = judge(&record, &capabilities(), t(0)) else { panic!() };
+    assert_eq!(wrong(&failed), "unsupported");
+    let optional = PlannedStep { optional: true, ..step() };
+    let Next::Write(skipped) = next(&record, &optional, None, |_| Duration::ZERO, &Timing::default(), t(0)) else {
+        panic!()
+    };
+    assert_eq!(skipped.state, StepState::Skipped { reason: "says no".into() });
+}
+
+#[test]
+fn a_failed_run_is_bought_again_under_a_new_id_and_its_bill_is_kept() {
+    let failure = RunFailure::new(ErrorKind::Unavailable, "out of memory").with_bill();
+    let cost = cost_of(None, running().open_submission().unwrap());
+    let (record, entry) = after_failure(&running(), &step(), &failure, cost, t(2));
+    assert_eq!(entry.unwrap().cost.amount, Usd::from_cents(10));
+    let again = intent(&record, JobId::new(), &route("a"), "hash".into());
+    assert_eq!(again.open_submission().unwrap().ordinal, 2);
+}
+
+#[test]
+fn an_unbilled_failure_costs_nothing_and_a_refused_run_is_final() {
+    let failure = RunFailure::new(ErrorKind::Refused, "not that");
+    let cost = cost_of(None, running().open_submission().unwrap());
+    let (record, entry) = after_failure(&running(), &step(), &failure, cost, t(2));
+    assert_eq!(entry, None);
+    assert_eq!(wrong(&record), "content_refused");
+}
+
+#[test]
+fn a_forgotten_run_is_rerun_if_free_and_counted_as_billed_if_not() {
+    let cost = cost_of(None, running().open_submission().unwrap());
+    let (record, entry) = after_loss(&running(), &step(), &capabilities(), cost, true, t(2));
+    assert_eq!((wrong(&record).as_str(), entry.unwrap().cost.amount), ("provider_protocol", Usd::from_cents(10)));
+    let free = capabilities().with_resubmit(Resubmit::Free);
+    let (record, entry) = after_loss(&running(), &step(), &free, cost, false, t(2));
+    assert_eq!((judge(&record, &free, t(2)), entry), (Next::Submit { route: 0 }, None));
+    assert!(record.attempts.is_empty(), "a restart is no attempt");
+    let (record, _) = after_loss(&running(), &step(), &free, cost, true, t(2));
+    assert_eq!(record.attempts.len(), 1, "but a provider that forgets its own run must not be asked for ever");
+}
+
+#[test]
+fn a_run_has_a_deadline_then_a_grace() {
+    assert_eq!(overdue(&running(), &Timing::default(), t(3600)), Overdue::No);
+    assert_eq!(overdue(&running(), &Timing::default(), t(3601)), Overdue::Cancel);
+    assert_eq!(overdue(&running(), &Timing::default(), t(3901)), Overdue::GiveUp);
+}
+
+#[test]
+fn every_change_is_the_next_revision() {
+    use crate::job::Succession;
+    let begun = StepRecord::begun(StepKind::Video);
+    let open = open_intent();
+    assert_eq!(open.follows(None), Succession::Next);
+    assert_eq!(begun.revision, 0);
+    assert_eq!(running().follows(Some(&open)), Succession::Next);
+    assert_eq!(cancel_sent(&running()).follows(Some(&running())), Succession::Next);
+    assert_eq!(unchanged(&running()).follows(Some(&running())), Succession::Next);
+}
