@@ -1,4 +1,4 @@
-//! The HTTP crate from outside.
+//! The HTTP crate from outside: against the in-memory backends, the router without a socket.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,4 +8,11 @@
     reason = "tests fail by panicking"
 )]
 
+mod errors;
+mod generate;
+mod host;
+mod jobs;
+mod media;
+mod page;
+mod support;
 mod webhook;
