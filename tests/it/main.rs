@@ -10,3 +10,5 @@
 )]
 
 mod crash_memory;
+mod crash_sqlite;
+mod layering;

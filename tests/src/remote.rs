@@ -138,6 +138,16 @@ fn spec(kind: StepKind) -> TaskSpec {
     }
 }
 
+/// The patience of a machine whose remote answers within milliseconds: so that a test need not
+/// wait two minutes before "absent" is believed.
+#[must_use]
+pub fn timing() -> Timing {
+    let mut timing = Timing::default();
+    timing.post_within = Duration::from_millis(300);
+    timing.settle = Duration::from_millis(50);
+    timing
+}
+
 /// The client: paid, can look up, cannot deduplicate.
 #[derive(Clone, Debug)]
 pub struct RemoteStudio {
@@ -154,8 +164,10 @@ impl RemoteStudio {
     #[must_use]
     #[allow(clippy::disallowed_methods, reason = "a test's own loopback server")]
     pub fn new(base: Url) -> Self {
+        let capabilities =
+            ScriptedProvider::new("studio").capabilities().with_submit_timeout(Duration::from_millis(300));
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { base, http, capabilities: ScriptedProvider::new("studio").capabilities() }
+        Self { base, http, capabilities }
     }
 
     async fn call(&self, path: &str, body: &impl Serialize) -> Result<Answer> {

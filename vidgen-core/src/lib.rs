@@ -6,7 +6,7 @@
 //! has and who does each; [`Vidgen`] is the handle a host holds.
 
 pub mod clock;
-#[cfg(any(test, feature = "conformance"))]
+#[cfg(feature = "conformance")]
 pub mod conformance;
 mod courier;
 mod error;

@@ -264,7 +264,8 @@ impl GuardBuilder {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod namespace;
 #[cfg(test)]
 mod tests;

@@ -126,6 +126,7 @@ pub struct LocalBuilder {
     ffmpeg: Option<PathBuf>,
     ffprobe: Option<PathBuf>,
     espeak: Option<PathBuf>,
+    no_espeak: bool,
     mute: bool,
     scratch: Option<PathBuf>,
     concurrency: Option<usize>,
@@ -153,6 +154,13 @@ impl LocalBuilder {
     #[must_use]
     pub fn with_espeak(mut self, program: impl Into<PathBuf>) -> Self {
         self.espeak = Some(program.into());
+        self
+    }
+
+    /// Leaves `espeak-ng` alone, so that the voice of ffmpeg speaks, if it has one.
+    #[must_use]
+    pub fn without_espeak(mut self) -> Self {
+        self.no_espeak = true;
         self
     }
 
@@ -208,9 +216,10 @@ impl LocalBuilder {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let sandbox = Sandbox::detect(self.limits);
         let ffmpeg = Ffmpeg::detect(&sandbox, self.ffmpeg.as_deref(), self.ffprobe.as_deref())?;
-        let voice = match self.mute {
-            true => None,
-            false => Voice::detect(self.espeak.as_deref(), ffmpeg.as_ref())?,
+        let voice = match (self.mute, self.no_espeak) {
+            (true, _) => None,
+            (false, true) => Voice::flite(ffmpeg.as_ref()),
+            (false, false) => Voice::detect(self.espeak.as_deref(), ffmpeg.as_ref())?,
         };
         let scratch = Scratch::create(&self.scratch.unwrap_or_else(std::env::temp_dir))?;
         let stop = CancellationToken::new();

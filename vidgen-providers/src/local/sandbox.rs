@@ -246,8 +246,11 @@ async fn read_tail(pipe: Option<impl AsyncRead + Unpin>) -> String {
 }
 
 fn explain(name: &str, status: ExitStatus, complaint: &str, dir: &Path) -> Error {
-    const HIT: [&str; 4] = ["received signal", "Cannot allocate memory", "File too large", "std::bad_alloc"];
-    if killed(status) || HIT.iter().any(|sign| complaint.contains(sign)) {
+    const HIT: [&str; 5] =
+        ["received signal", "annot allocate memory", "failed to map segment", "File too large", "std::bad_alloc"];
+    // As a shell says it of its child: KILL, XCPU, XFSZ.
+    let child_killed = status.code().is_some_and(|code| [128 + 9, 128 + 24, 128 + 25].contains(&code));
+    if child_killed || killed(status) || HIT.iter().any(|sign| complaint.contains(sign)) {
         return Error::new(
             ErrorKind::Media,
             ORIGIN,

@@ -33,7 +33,12 @@ impl Voice {
                 return Ok(Some(Self::Espeak { program, languages, variants }));
             }
         }
-        Ok(ffmpeg.filter(|f| f.flite).map(|_| Self::Flite))
+        Ok(Self::flite(ffmpeg))
+    }
+
+    /// The voice of ffmpeg, if it was built with one.
+    pub(super) fn flite(ffmpeg: Option<&Ffmpeg>) -> Option<Self> {
+        ffmpeg.filter(|f| f.flite).map(|_| Self::Flite)
     }
 
     /// Refuses the name of a voice that does not exist here. What passes is one plain word, so

@@ -42,7 +42,9 @@ pub(super) fn sea(canvas: &mut Canvas, palette: &Palette, words: &Words, dice: &
     let deep = palette.near.mix(palette.sky[0], 0.5);
     canvas.band(horizon, h, &[shallow.solid(), shallow.mix(deep, 0.55).solid(), deep.solid(), palette.near.solid()]);
     glitter(canvas, sun_x, horizon, palette, dice);
-    let rocks = words.any(&["lighthouse", "coast", "rock", "cliff", "storm", "island"]) || dice.chance(0.35);
+    let sailing = words.any(&["boat", "ship", "sail", "sailing", "yacht", "fishing"]);
+    let rocks =
+        words.any(&["lighthouse", "coast", "rock", "cliff", "storm", "island"]) || (!sailing && dice.chance(0.35));
     let waves = if storm { 10 } else { 8 };
     for i in 0..waves {
         let near = (i as f32 + 1.0) / waves as f32;
@@ -53,7 +55,7 @@ pub(super) fn sea(canvas: &mut Canvas, palette: &Palette, words: &Words, dice: &
         let swell = u * if storm { 0.05 + 0.10 * near } else { 0.008 + 0.035 * near };
         wave(canvas, base, swell, 9.0 - 6.5 * near, shallow.mix(deep, 0.25 + near * 0.75), palette, near, storm, dice);
     }
-    if words.any(&["boat", "ship", "sail", "sailing", "yacht", "fishing"]) || (!rocks && dice.chance(0.6)) {
+    if sailing || (!rocks && dice.chance(0.6)) {
         boat(canvas, w * (side + dice.range(-0.05, 0.05)), horizon + (h - horizon) * 0.16, u * 0.17, palette);
     }
     if storm {
@@ -73,7 +75,8 @@ fn wave(
     storm: bool,
     dice: &mut Dice,
 ) {
-    let ridge = Ridge { noise: dice.noise(), base, rise: swell, length, rough: 3, sharp: storm };
+    let ridge =
+        Ridge { noise: dice.noise(), base, rise: swell, length, rough: if storm { 2 } else { 3 }, sharp: storm };
     ridge.paint(canvas, tone.lighter(0.05), tone.darker(0.25));
     let crest: Vec<_> = ridge.points(canvas).filter(|(_, y)| *y < canvas.h).collect();
     let u = canvas.u;
@@ -81,9 +84,9 @@ fn wave(
     // Foam lies on the crests only, in pieces.
     for piece in crest.chunks((u * 0.05) as usize + 4) {
         let high = piece.iter().map(|(_, y)| (base - y) / swell.max(1.0)).fold(0.0, f32::max);
-        if high > 0.5 && dice.chance(0.7) {
+        if high > 0.6 && dice.chance(0.6) {
             let width = u * (0.0012 + 0.0035 * near) * dice.range(0.5, 1.2);
-            canvas.stroke(polyline(piece.iter().copied()), width, foam.alpha(0.12 + 0.4 * (high - 0.4)));
+            canvas.stroke(polyline(piece.iter().copied()), width, foam.alpha(0.10 + 0.5 * (high - 0.5)));
         }
     }
 }
@@ -138,7 +141,7 @@ fn lighthouse(canvas: &mut Canvas, palette: &Palette, x: f32, horizon: f32, word
     let foot = horizon + (h - horizon) * 0.12;
     // A rock in pieces, lit from above.
     for (i, shade) in [0.0, 0.18, 0.34].into_iter().enumerate() {
-        let (wide, high) = (u * (0.30 - 0.05 * i as f32), u * (0.115 - 0.03 * i as f32));
+        let (wide, high) = (u * (0.27 - 0.05 * i as f32), u * (0.115 - 0.03 * i as f32));
         let count = 11;
         let noise = dice.noise();
         let top = (0..=count).map(|k| {
@@ -146,9 +149,7 @@ fn lighthouse(canvas: &mut Canvas, palette: &Palette, x: f32, horizon: f32, word
             let bump = (1.0 - (t * 2.0 - 1.0).powi(2)).sqrt() * (0.7 + 0.5 * noise.line(t * 5.0, 2));
             (x - wide + 2.0 * wide * t, foot + u * 0.06 - high * bump)
         });
-        let path = polygon(
-            [(x - wide, h.min(foot + u * 0.2))].into_iter().chain(top).chain([(x + wide, h.min(foot + u * 0.2))]),
-        );
+        let path = polygon(top);
         canvas.fill(path, rock.mix(Tone::BLACK, shade * 1.6).solid());
     }
     if !words.any(&["lighthouse", "storm", "coast", "harbor", "harbour"]) && dice.chance(0.4) {
@@ -308,17 +309,18 @@ fn snowcap(canvas: &mut Canvas, ridge: Ridge, palette: &Palette, near: f32) {
     let (w, u) = (canvas.w, canvas.u);
     let limit = ridge.base - ridge.rise * 0.55;
     let white = Tone::WHITE.mix(palette.sky[2], 0.25 + 0.2 * (1.0 - near));
-    let step = (u * 0.004).max(1.0);
+    let step = (u * 0.0014).max(1.0).round();
     let edge = ridge.noise;
     let mut x = 0.0;
     while x < w {
         let top = ridge.at(x, u);
-        // Snow hangs down in tongues, and the side away from the light is grey.
-        let reach = limit + (edge.line(x / u * 26.0, 3) - 0.5) * u * 0.10;
+        // Snow hangs down in tongues, and lies greyer on the side away from the light.
+        let reach = limit + (edge.line(x / u * 34.0, 4) - 0.5) * u * 0.16;
         if top < reach {
-            let dark = ridge.at(x + step, u) > top;
-            let tone = if dark { white.mix(palette.far, 0.45) } else { white };
-            canvas.fill(rect(x, top, step + 0.7, reach - top), tone.alpha(0.88));
+            let slope = (ridge.at(x + u * 0.02, u) - ridge.at(x - u * 0.005, u)) / (u * 0.025);
+            let tone = white.mix(palette.far, (0.18 + slope * 0.6).clamp(0.0, 0.5));
+            let colors = [tone.alpha(0.92), tone.alpha(0.85), tone.alpha(0.25)];
+            canvas.fade(rect(x, top, step + 0.4, reach - top), (x, top), (x, reach), &colors);
         }
         x += step;
     }

@@ -21,7 +21,7 @@ pub(super) fn shapes(canvas: &mut Canvas, palette: &Palette, dice: &mut Dice) {
             tile(canvas, x, y, size, &tones, dice);
         }
     }
-    for _ in 0..2 {
+    {
         let (column, row) = (dice.below(columns.saturating_sub(1).max(1)), dice.below(rows.saturating_sub(2).max(1)));
         let (x, y, r) = ((column as f32 + 1.0) * size, (row as f32 + 1.0) * size, size);
         canvas.fill(rect(x - r, y - r, r * 2.0, r * 2.0), paper.solid());
