@@ -11,3 +11,4 @@
 
 pub mod faults;
 pub mod remote;
+pub mod server;
