@@ -1,6 +1,12 @@
 //! The binary as its users meet it: exit codes, what it prints, and how it starts and stops.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests fail by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "tests fail by panicking, and call a server of their own"
+)]
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
