@@ -60,7 +60,8 @@ pub const MAX_PER_ENDPOINT: usize = 4;
 ///   hints. Losing all of them costs a second, never a job.
 /// - **Q10** Order: priority, then fair tag. First in, first out within a tenant and priority,
 ///   except after a retry. A tag is `max(V, tenant's last tag) + 1024 / weight` at admission, with
-///   `V` the tag of the job claimed last.
+///   `V` the greatest tag claimed so far; equal ones go by age. Jobs whose moment has come are all
+///   parked before one is admitted.
 /// - **Q11** Same tenant, idempotency key and hash: the first job, for 24 hours, even if it is
 ///   deleted meanwhile (then `Conflict`). Another hash: `Conflict`.
 /// - **Q12** The store stamps an intent and an acceptance with its own clock.

@@ -7,7 +7,11 @@ mod claims;
 mod jobs;
 mod keys;
 mod leases;
+mod model;
+mod money;
 mod order;
+mod outbox;
+mod retention;
 mod waits;
 
 pub use atomic::*;
@@ -16,7 +20,11 @@ pub use claims::*;
 pub use jobs::*;
 pub use keys::*;
 pub use leases::*;
+pub use model::*;
+pub use money::*;
 pub use order::*;
+pub use outbox::*;
+pub use retention::*;
 pub use waits::*;
 
 /// Holds a queue to every rule: a module of one `#[test]` for each.
@@ -85,6 +93,7 @@ rules! { $
     q3_cancel_ends_a_queued_job_at_once
     q3_cancel_flags_a_running_job
     q3_cancel_and_settle_have_one_winner
+    q3_random_histories_match_the_model
     q4_beats_keep_the_claims
     q4_a_lost_claim_reply_is_handed_back
     q4_a_young_claim_is_no_stray
@@ -137,4 +146,32 @@ rules! { $
     q14_a_budget_starts_anew_with_its_window
     q15_another_tenants_job_is_not_found
     q15_a_list_is_the_tenants_own_newest_first
+    q16_a_hold_lasts_until_the_end
+    q16_a_cost_is_recorded_once
+    q16_an_overrun_is_recorded_in_full
+    q16_a_failed_job_is_free
+    q16_a_retry_goes_on_from_what_was_done
+    q16_a_canceled_job_can_be_retried
+    q16_a_retry_is_refused_where_it_could_buy_twice
+    q16_a_doubt_keeps_its_hold
+    q16_a_doubt_is_resolved_once
+    q16_usage_adds_up_by_day_and_step
+    q16_the_ledger_outlives_its_job
+    q17_an_event_is_delivered_as_it_was_written
+    q17_an_event_is_inserted_once_by_its_id
+    q17_a_failed_delivery_is_due_again_later
+    q17_a_returned_delivery_counts_no_attempt
+    q17_a_given_up_delivery_stays_so
+    q17_a_delivery_is_fenced_like_a_claim
+    q17_a_delivery_is_claimed_once
+    q17_an_endpoint_has_few_deliveries_at_once
+    q17_a_dead_couriers_deliveries_are_rescued
+    q17_an_event_can_be_told_again
+    q17_the_log_is_newest_first
+    q17_an_event_outlives_its_job
+    q18_jobs_are_kept_for_their_time
+    q18_jobs_are_kept_up_to_a_count
+    q18_what_is_still_needed_is_kept
+    q18_ledger_and_keys_are_kept
+    q18_forgetting_is_bounded
 }

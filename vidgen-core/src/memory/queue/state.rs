@@ -332,14 +332,16 @@ impl State {
         }
     }
 
-    /// Makes jobs ready whose moment has come.
+    /// Makes jobs ready whose moment has come: all of them are parked before one is admitted, so
+    /// that a tenant's oldest goes first whatever moment each waited for.
     pub(super) fn promote(&mut self, now: Now) {
-        for _ in 0..MAX_BATCH {
-            let Some(&(due, id)) = self.waiting.first() else { return };
-            if due > now.mono {
-                return;
-            }
-            self.park(id);
+        let due: Vec<JobId> =
+            self.waiting.iter().take_while(|(due, _)| *due <= now.mono).map(|(_, id)| *id).take(MAX_BATCH).collect();
+        for id in &due {
+            self.place(*id, Place::Parked);
+        }
+        for id in &due {
+            self.admit_for(*id);
         }
     }
 
