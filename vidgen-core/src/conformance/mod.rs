@@ -20,6 +20,7 @@
 )]
 
 pub mod notifier;
+pub mod provider;
 pub mod queue;
 pub mod sample;
 pub mod store;

@@ -2,4 +2,5 @@
 //! held to the rules.
 
 mod pipeline;
+mod provider;
 mod queue;
