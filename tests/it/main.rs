@@ -1,3 +1,14 @@
 //! The integration tests of the whole project, in one binary.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "tests fail by panicking"
+)]
+
 mod crash_memory;
+mod crash_sqlite;
+mod layering;

@@ -6,7 +6,7 @@
 //! has and who does each; [`Vidgen`] is the handle a host holds.
 
 pub mod clock;
-#[cfg(any(test, feature = "conformance"))]
+#[cfg(feature = "conformance")]
 pub mod conformance;
 mod courier;
 mod error;
@@ -14,6 +14,8 @@ mod job;
 mod media;
 pub mod memory;
 mod money;
+#[cfg(feature = "net")]
+pub mod net;
 mod notifier;
 pub mod pipeline;
 mod provider;
@@ -31,7 +33,7 @@ pub use job::*;
 pub use media::*;
 pub use money::*;
 pub use notifier::*;
-pub use pipeline::{Pipeline, Plan, PlannedRoute, PlannedStep, Route};
+pub use pipeline::{Pipeline, Plan, PlannedRoute, PlannedStep, Route, Timing};
 pub use provider::*;
 pub use queue::*;
 pub use request::*;

@@ -8,14 +8,14 @@ use serde_json::json;
 use url::Url;
 
 use crate::clock::{Clock, SystemClock, later};
-use crate::error::{Error, Result};
+use crate::error::{Error, FieldError, Result};
 use crate::job::{Job, JobFilter, JobId, JobOutput, JobState, Page};
 use crate::media::{MediaInfo, MediaKey};
 use crate::money::{Quote, UsageFilter, UsageReport};
 use crate::notifier::{DeliveryFilter, DeliveryRecord, EventId, NewEvent, Notifier};
 use crate::pipeline::plan::plan;
 use crate::pipeline::route::Breakers;
-use crate::pipeline::{Pipeline, Plan};
+use crate::pipeline::{Pipeline, Plan, Timing};
 use crate::queue::{DEFAULT_PRIORITY, Enqueued, Idempotency, NewJob, Queue, QueueStats, Retention, Verdict};
 use crate::request::{JobRequest, RequestRules};
 use crate::status::{JobStatus, MediaLinks, StatusOutput};
@@ -44,6 +44,7 @@ pub(crate) struct Inner {
     pub(crate) rules: RequestRules,
     pub(crate) limits: Limits,
     pub(crate) retention: Retention,
+    pub(crate) timing: Timing,
     pub(crate) breakers: Breakers,
 }
 
@@ -105,12 +106,7 @@ impl Vidgen {
     /// `Conflict` if the idempotency key was used for another request.
     pub async fn create(&self, tenant: &TenantId, request: JobRequest, options: CreateOptions) -> Result<Enqueued> {
         let plan = self.plan(&request).await?;
-        if let Some(endpoint) = &request.webhook_url {
-            match &self.inner.notifier {
-                Some(notifier) => notifier.accepts(endpoint).map_err(|e| renamed(&e, "webhook_url"))?,
-                None => return Err(Error::invalid_field("webhook_url", "webhooks are not configured here")),
-            }
-        }
+        self.accepts(&request)?;
         let idempotency = options
             .idempotency_key
             .map(|key| {
@@ -141,6 +137,31 @@ impl Vidgen {
     /// `Invalid`, as [`Vidgen::create`].
     pub async fn quote(&self, request: &JobRequest) -> Result<Quote> {
         Ok(self.plan(request).await?.quote())
+    }
+
+    /// Every bad field of a request: by the rules, and where no pipeline or notifier of this host
+    /// can meet it. A create may still find that the image it brings is not in the store.
+    #[must_use]
+    pub fn problems(&self, request: &JobRequest) -> Vec<FieldError> {
+        let mut bad = request.problems(&self.inner.rules);
+        let mut also = Vec::new();
+        match self.pipeline(request.pipeline.as_deref()) {
+            Err(e) => also.extend_from_slice(e.fields()),
+            Ok(_) if request.image.is_some() => {}
+            Ok(pipeline) => also.extend(plan(request, pipeline, None).err().iter().flat_map(Error::fields).cloned()),
+        }
+        also.extend(self.accepts(request).err().iter().flat_map(Error::fields).cloned());
+        also.retain(|problem| !bad.iter().any(|b| b.field == problem.field));
+        bad.extend(also);
+        bad
+    }
+
+    fn accepts(&self, request: &JobRequest) -> Result<()> {
+        let Some(endpoint) = &request.webhook_url else { return Ok(()) };
+        match &self.inner.notifier {
+            Some(notifier) => notifier.accepts(endpoint).map_err(|e| renamed(&e, "webhook_url")),
+            None => Err(Error::invalid_field("webhook_url", "webhooks are not configured here")),
+        }
     }
 
     async fn plan(&self, request: &JobRequest) -> Result<Plan> {
@@ -413,6 +434,7 @@ pub struct VidgenBuilder {
     rules: RequestRules,
     limits: Limits,
     retention: Retention,
+    timing: Timing,
 }
 
 impl VidgenBuilder {
@@ -479,6 +501,13 @@ impl VidgenBuilder {
         self
     }
 
+    /// Sets how patient the machine is with providers.
+    #[must_use]
+    pub fn timing(mut self, timing: Timing) -> Self {
+        self.timing = timing;
+        self
+    }
+
     /// Checks that everything is there and fits together.
     ///
     /// # Errors
@@ -505,6 +534,7 @@ impl VidgenBuilder {
                 rules: self.rules,
                 limits: self.limits,
                 retention: self.retention,
+                timing: self.timing,
                 breakers: Breakers::default(),
             }),
         })

@@ -31,8 +31,6 @@ const TIDY: Duration = Duration::from_secs(60);
 const TIDY_BATCH: usize = 100;
 /// How many jobs are claimed at a time.
 const CLAIM_BATCH: usize = 64;
-/// A lease that was not renewed for this long is too stale to spend money on (Q5).
-const SPEND_WITHIN: Duration = Duration::from_secs(20);
 /// How long a stop waits for a submit that is on the wire (M4).
 const STOP_PATIENCE: Duration = Duration::from_secs(75);
 /// The wait after the queue could not be reached.
@@ -46,6 +44,7 @@ pub struct WorkerBuilder {
     name: String,
     concurrency: usize,
     deliveries: usize,
+    lease: Duration,
 }
 
 impl WorkerBuilder {
@@ -67,11 +66,18 @@ impl WorkerBuilder {
         self
     }
 
+    /// How long the queue lets a worker be silent, if it was told another time than
+    /// [`LEASE`](crate::LEASE). The worker beats three times in it.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
     /// Starts the worker on the current tokio runtime.
     pub fn spawn(self) -> Worker {
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        tasks.spawn(work(self.inner, self.name, self.concurrency, self.deliveries, stopped));
+        tasks.spawn(work(self, stopped));
         Worker { stop, tasks }
     }
 }
@@ -79,7 +85,13 @@ impl WorkerBuilder {
 impl Vidgen {
     /// Begins to put together a worker that runs this host's jobs.
     pub fn worker(&self) -> WorkerBuilder {
-        WorkerBuilder { inner: self.inner.clone(), name: "worker".into(), concurrency: 64, deliveries: 16 }
+        WorkerBuilder {
+            inner: self.inner.clone(),
+            name: "worker".into(),
+            concurrency: 64,
+            deliveries: 16,
+            lease: LEASE,
+        }
     }
 }
 
@@ -108,6 +120,7 @@ pub(crate) struct Shift {
     held: Mutex<HashMap<JobId, Held>>,
     /// The monotonic moment at which the last acknowledged beat was sent.
     beaten: Mutex<Duration>,
+    lease: Duration,
     /// Set when the lease is gone.
     pub(crate) over: watch::Sender<bool>,
 }
@@ -154,13 +167,8 @@ fn jittered(duration: Duration) -> Duration {
 }
 
 /// Registers, works until told to stop or the lease is lost, and in the latter case begins anew.
-async fn work(
-    inner: Arc<Inner>,
-    name: String,
-    concurrency: usize,
-    deliveries: usize,
-    mut stopped: watch::Receiver<bool>,
-) {
+async fn work(builder: WorkerBuilder, mut stopped: watch::Receiver<bool>) {
+    let WorkerBuilder { inner, name, concurrency, deliveries, lease } = builder;
     while !*stopped.borrow_and_update() {
         let sent = inner.clock.monotonic();
         let worker = match inner.queue.register(&name).await {
@@ -180,6 +188,7 @@ async fn work(
             worker,
             held: Mutex::default(),
             beaten: Mutex::new(sent),
+            lease,
             over: watch::Sender::new(false),
         });
         let mut helpers = JoinSet::new();
@@ -256,7 +265,8 @@ fn start(shift: &Arc<Shift>, running: &mut JoinSet<()>, claimed: Claimed, now: j
     shift.held().insert(claim.job, Held { claim, signals });
     let may_submit = {
         let shift = shift.clone();
-        Arc::new(move || shift.since_beat() < SPEND_WITHIN)
+        // Too stale a lease is not spent money on: it might be another's by the time of the post (Q5).
+        Arc::new(move || shift.since_beat() < shift.lease * 2 / 3)
     };
     let shift = shift.clone();
     running.spawn(async move {
@@ -290,10 +300,11 @@ impl Drop for Guard {
     }
 }
 
-/// Renews the lease each [`BEAT`], or sooner when the queue hints at a signal.
+/// Renews the lease three times in its length, or sooner when the queue hints at a signal.
 async fn beat(shift: Arc<Shift>) {
     let mut over = shift.over.subscribe();
-    let mut wait = BEAT;
+    let usual = (shift.lease / 3).min(BEAT);
+    let mut wait = usual;
     loop {
         tokio::select! {
             () = shift.inner.clock.sleep(wait) => {}
@@ -305,22 +316,22 @@ async fn beat(shift: Arc<Shift>) {
         let beat = tokio::select! {
             beat = shift.inner.queue.heartbeat(shift.worker, &held) => beat,
             // A queue that does not answer must not keep a worker from noticing that its time is up.
-            () = shift.inner.clock.sleep(BEAT) => Err(crate::Error::new(ErrorKind::Unavailable, "worker", "no answer to a beat")),
+            () = shift.inner.clock.sleep(usual) => Err(crate::Error::new(ErrorKind::Unavailable, "worker", "no answer to a beat")),
         };
         match beat {
             Ok(beat) => {
                 *shift.beaten.lock().unwrap_or_else(PoisonError::into_inner) = sent;
-                wait = BEAT;
+                wait = usual;
                 if !heed(&shift, beat) {
                     return;
                 }
             }
             Err(error) => {
                 tracing::warn!(worker = %shift.worker, %error, "beat");
-                wait = QUEUE_AGAIN;
+                wait = QUEUE_AGAIN.min(usual);
             }
         }
-        if shift.since_beat() >= LEASE {
+        if shift.since_beat() >= shift.lease {
             tracing::warn!(worker = %shift.worker, "no beat was acknowledged for a whole lease; everything is dropped");
             shift.end();
             return;

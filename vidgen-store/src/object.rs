@@ -12,11 +12,14 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    Attribute, Attributes, GetOptions, GetRange, MultipartUpload, ObjectMeta, ObjectStore as Remote,
+    Attribute, Attributes, GetOptions, GetRange, GetResult, MultipartUpload, ObjectMeta, ObjectStore as Remote,
     ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutPayloadMut,
 };
 use url::Url;
 use vidgen_core::{Body, ByteRange, Error, ErrorKind, FieldError, Media, MediaHead, MediaKey, Result, Store};
+
+#[cfg(feature = "fs")]
+use object_store::GetResultPayload;
 
 #[cfg(feature = "fs")]
 mod disk;
@@ -30,7 +33,8 @@ const PART: usize = 8 << 20;
 /// A [`Store`] over the `object_store` crate. Clones share it.
 ///
 /// ```
-/// # async fn example() -> vidgen_core::Result<()> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> vidgen_core::Result<()> {
 /// use vidgen_core::{Body, MediaKey, Store};
 /// use vidgen_store::ObjectStore;
 ///
@@ -150,9 +154,8 @@ impl Store for ObjectStore {
                 format!("{key} came with another range than asked for"),
             ));
         }
-        let name = key.clone();
-        let bytes = found.into_stream().map_err(move |e| raised(&name, e));
-        Ok(Media { head, body: Body::new(bytes, Some(expected.end - expected.start)), range: expected })
+        let body = body_of(key, found);
+        Ok(Media { head, body, range: expected })
     }
 
     async fn head(&self, key: &MediaKey) -> Result<MediaHead> {
@@ -330,6 +333,23 @@ fn head_of(key: &MediaKey, meta: &ObjectMeta) -> MediaHead {
 
 fn unsatisfiable(head: &MediaHead) -> Error {
     Error::invalid(vec![FieldError::new("range", format!("has none of the {} bytes", head.length))])
+}
+
+fn body_of(key: &MediaKey, found: GetResult) -> Body {
+    let (name, length) = (key.clone(), Some(found.range.end - found.range.start));
+    #[cfg(feature = "fs")]
+    let found = match found {
+        GetResult { payload: GetResultPayload::File(file, _), range, .. } => {
+            return Body::new(disk::read(file, range).map_err(move |e| unreadable(&name, e)), length);
+        }
+        other => other,
+    };
+    Body::new(found.into_stream().map_err(move |e| raised(&name, e)), length)
+}
+
+#[cfg(feature = "fs")]
+fn unreadable(key: &MediaKey, error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Unavailable, ORIGIN, format!("cannot read {key}")).with_source(error)
 }
 
 /// What the client raised, by what to do next. Its own words may hold signed URLs: they stay out

@@ -1,5 +1,7 @@
 //! The rules of [`Notifier`].
 
+#![allow(clippy::print_stdout, reason = "what is not checked is not passed over in silence")]
+
 use std::time::Duration;
 
 use crate::error::ErrorKind;

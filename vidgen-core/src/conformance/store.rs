@@ -1,8 +1,10 @@
 //! The rules of [`Store`].
 
+#![allow(clippy::print_stdout, reason = "what is not checked is not passed over in silence")]
+
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,7 +51,7 @@ macro_rules! store_conformance {
             fn $rule() {
                 let exemptions: &[(&str, &str)] = &$exemptions;
                 let number = stringify!($rule).split('_').next().unwrap_or_default();
-                if $crate::conformance::is_exempt(stringify!($name), number, exemptions) {
+                if $crate::conformance::store::is_exempt(stringify!($name), number, exemptions) {
                     return;
                 }
                 $crate::conformance::block_on(async {
@@ -59,6 +61,16 @@ macro_rules! store_conformance {
             }
         )*
     };
+}
+
+/// Whether a backend says that it does not keep `rule`; if so, prints why.
+#[must_use]
+pub fn is_exempt(backend: &str, rule: &str, exemptions: &[(&str, &str)]) -> bool {
+    let exemption = exemptions.iter().find(|(exempted, _)| *exempted == rule);
+    if let Some((_, reason)) = exemption {
+        println!("{backend} does not keep {rule}: {reason}");
+    }
+    exemption.is_some()
 }
 
 /// What a factory yields: a store, alone or with what must live as long.
@@ -427,8 +439,13 @@ fn driven_body(length: Option<u64>) -> (mpsc::Sender<Result<Bytes>>, Body) {
     (sender, Body::new(stream::poll_fn(move |cx| receiver.poll_recv(cx)), length))
 }
 
-/// Bytes without a pattern, the same ones every time (xorshift64).
+/// Bytes without a pattern, the same ones every time.
 fn noise(length: usize) -> Bytes {
+    static NOISE: LazyLock<Bytes> = LazyLock::new(|| xorshift64(12 * MIB));
+    NOISE.slice(..length)
+}
+
+fn xorshift64(length: usize) -> Bytes {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
@@ -440,3 +457,6 @@ fn noise(length: usize) -> Bytes {
     bytes.truncate(length);
     bytes.into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -78,6 +78,7 @@ impl Notifier for MemoryNotifier {
 }
 
 #[cfg(test)]
+#[cfg(feature = "conformance")]
 mod tests {
     use super::*;
     use crate::conformance::notifier::{Bench, Scene};

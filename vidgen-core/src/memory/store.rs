@@ -134,6 +134,7 @@ fn unsatisfiable(head: &MediaHead) -> Error {
 }
 
 #[cfg(test)]
+#[cfg(feature = "conformance")]
 mod tests {
     use super::*;
 

@@ -49,7 +49,7 @@ impl<'a> Polling<'a> {
             let record = self.run.record(self.planned.step);
             let StepState::Accepted { handle, cancel_sent, .. } = &record.state else { return Ok(()) };
             self.run.pause(self.delay).await?;
-            let overdue = step::overdue(&record, self.run.now());
+            let overdue = step::overdue(&record, &self.run.inner.timing, self.run.now());
             let unwanted = self.run.canceled() || overdue != Overdue::No;
             if unwanted && !cancel_sent && self.capabilities.cancel {
                 self.cancel(&record, handle).await?;
@@ -100,7 +100,7 @@ impl<'a> Polling<'a> {
             },
             RunState::Failed(failure) => self.fail(record, &failure, cost).await,
             RunState::Canceled if self.run.canceled() => self.waste(record, canceled(), snapshot.cost).await,
-            RunState::Canceled if step::overdue(record, self.run.now()) != Overdue::No => {
+            RunState::Canceled if step::overdue(record, &self.run.inner.timing, self.run.now()) != Overdue::No => {
                 let failure = Failure::coded("timed_out", format!("the {} took too long", self.planned.step));
                 self.waste(record, failure, snapshot.cost).await
             }

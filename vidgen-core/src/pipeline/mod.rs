@@ -20,6 +20,7 @@ use crate::money::Price;
 use crate::provider::{Model, ModelId, Provider, ProviderId};
 
 pub use plan::{Plan, PlannedRoute, PlannedStep};
+pub use step::Timing;
 
 /// How long a video is if nobody says otherwise.
 const DEFAULT_DURATION: Duration = Duration::from_secs(4);

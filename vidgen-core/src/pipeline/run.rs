@@ -217,7 +217,7 @@ impl Run {
             let capabilities = route.as_ref().map(|r| r.provider.capabilities());
             let monotonic = self.inner.clock.monotonic();
             let pause = |route: &_| self.inner.breakers.pause(route, monotonic);
-            match step::next(&record, &planned, capabilities.as_ref(), pause, self.now()) {
+            match step::next(&record, &planned, capabilities.as_ref(), pause, &self.inner.timing, self.now()) {
                 Next::Ended => return Ok(Driven::Ended),
                 Next::Wait { until } => return Ok(Driven::Wait(until)),
                 Next::Write(record) => {
@@ -282,7 +282,7 @@ impl Run {
         let intent = step::intent(record, self.job.id, chosen, hash);
         let started = self.inner.clock.monotonic();
         self.checkpoint(intent, None).await?;
-        let late = self.inner.clock.monotonic().saturating_sub(started) >= step::POST_WITHIN;
+        let late = self.inner.clock.monotonic().saturating_sub(started) >= self.inner.timing.post_within;
         if late || self.canceled() || self.check().is_err() {
             // Nobody sent it, and nobody will: the slot stays free.
             let error = Err(Error::new(ErrorKind::NotSent, "pipeline", "it was not sent in time"));
@@ -383,10 +383,11 @@ impl Run {
         if let Err(error) = &answer {
             tracing::warn!(job = %self.job.id, step = %planned.step, %error, "looking for a lost submission");
         }
-        match step::after_find(record, planned, capabilities, &answer, self.now()) {
+        match step::after_find(record, planned, capabilities, &answer, &self.inner.timing, self.now()) {
             Some(record) => self.checkpoint(record, None).await.map(|_| None),
             None => {
-                let (again, settled) = (later(self.now(), FIND_AGAIN), step::settled_at(submission, capabilities));
+                let (again, settled) =
+                    (later(self.now(), FIND_AGAIN), step::settled_at(submission, capabilities, &self.inner.timing));
                 Ok(Some(if settled > self.now() { again.min(settled) } else { again }))
             }
         }

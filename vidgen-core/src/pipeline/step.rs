@@ -23,17 +23,35 @@ use crate::pipeline::route::{self, Choice};
 use crate::pipeline::{PlannedRoute, PlannedStep};
 use crate::provider::{Capabilities, Handle, Lookup, Resubmit, RunFailure, Submission};
 
-/// How long after its intent was written a submission may still be sent (reliability §1).
-pub const POST_WITHIN: Duration = Duration::from_secs(20);
-/// How much longer than that and its timeout "absent" is not believed: the request may still be
-/// on its way through somebody's proxy.
-const SETTLE: Duration = Duration::from_secs(60);
-/// How long a provider is asked about a lost submission before it is left in doubt.
-const FIND_PATIENCE: Duration = Duration::from_secs(3600);
-/// How long a run may take before its end is asked for; what is typical may be much less.
-pub const RUN_DEADLINE: Duration = Duration::from_secs(3600);
-/// How long after that its end is waited for.
-pub const RUN_GRACE: Duration = Duration::from_secs(300);
+/// How patient the machine is. The defaults are reliability §1's; tests and hosts with quick
+/// providers may want others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Timing {
+    /// How long after its intent was written a submission may still be sent.
+    pub post_within: Duration,
+    /// How much longer than that and its timeout "absent" is not believed: the request may still
+    /// be on its way through somebody's proxy.
+    pub settle: Duration,
+    /// How long a provider is asked about a lost submission before it is left in doubt.
+    pub find_patience: Duration,
+    /// How long a run may take before its end is asked for; what is typical may be much less.
+    pub run_deadline: Duration,
+    /// How long after that its end is waited for.
+    pub run_grace: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            post_within: Duration::from_secs(20),
+            settle: Duration::from_secs(60),
+            find_patience: Duration::from_secs(3600),
+            run_deadline: Duration::from_secs(3600),
+            run_grace: Duration::from_secs(300),
+        }
+    }
+}
 
 /// What to do next about a step.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,6 +86,7 @@ pub fn next(
     step: &PlannedStep,
     capabilities: Option<&Capabilities>,
     pause: impl Fn(&PlannedRoute) -> Duration,
+    timing: &Timing,
     now: Timestamp,
 ) -> Next {
     match &record.state {
@@ -88,7 +107,9 @@ pub fn next(
             }
             Some(c) if c.find => Next::Find,
             // A worker that is still about to send it would be wronged by an earlier verdict.
-            Some(c) if now < settled_at(submission, c) => Next::Wait { until: settled_at(submission, c) },
+            Some(c) if now < settled_at(submission, c, timing) => {
+                Next::Wait { until: settled_at(submission, c, timing) }
+            }
             _ => Next::Write(Box::new(in_doubt(record, submission))),
         },
     }
@@ -194,10 +215,11 @@ pub fn after_find(
     step: &PlannedStep,
     capabilities: &Capabilities,
     answer: &Result<Lookup, Error>,
+    timing: &Timing,
     now: Timestamp,
 ) -> Option<StepRecord> {
     let StepState::Intent { submission } = &record.state else { return None };
-    let settled = settled_at(submission, capabilities);
+    let settled = settled_at(submission, capabilities, timing);
     match answer {
         // Found is true at any moment; only "absent" can come too early.
         Ok(Lookup::Found(handle)) => Some(accepted(record, submission, handle.clone())),
@@ -208,15 +230,15 @@ pub fn after_find(
             Some(again(record, step, submission, None, now))
         }
         Ok(Lookup::Unknown) => Some(in_doubt(record, submission)),
-        Err(_) if now < later(settled, FIND_PATIENCE) => None,
+        Err(_) if now < later(settled, timing.find_patience) => None,
         Err(_) => Some(in_doubt(record, submission)),
     }
 }
 
 /// From when on "absent" is believed of a submission.
 #[must_use]
-pub fn settled_at(submission: &Submission, capabilities: &Capabilities) -> Timestamp {
-    later(written(submission), POST_WITHIN + capabilities.submit_timeout + SETTLE)
+pub fn settled_at(submission: &Submission, capabilities: &Capabilities, timing: &Timing) -> Timestamp {
+    later(written(submission), timing.post_within + capabilities.submit_timeout + timing.settle)
 }
 
 fn written(submission: &Submission) -> Timestamp {
@@ -311,11 +333,11 @@ pub fn unchanged(record: &StepRecord) -> StepRecord {
 
 /// Whether the run's time is up: its end must be asked for, or no longer be waited for.
 #[must_use]
-pub fn overdue(record: &StepRecord, now: Timestamp) -> Overdue {
+pub fn overdue(record: &StepRecord, timing: &Timing, now: Timestamp) -> Overdue {
     let StepState::Accepted { accepted_at: Some(at), .. } = &record.state else { return Overdue::No };
-    if until(now, later(*at, RUN_DEADLINE)) > Duration::ZERO {
+    if until(now, later(*at, timing.run_deadline)) > Duration::ZERO {
         Overdue::No
-    } else if until(now, later(*at, RUN_DEADLINE + RUN_GRACE)) > Duration::ZERO {
+    } else if until(now, later(*at, timing.run_deadline + timing.run_grace)) > Duration::ZERO {
         Overdue::Cancel
     } else {
         Overdue::GiveUp

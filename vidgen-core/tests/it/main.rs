@@ -1,6 +1,15 @@
 //! Core's own tests of its public face: the whole machine in process, and the in-process backends
 //! held to the rules.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "tests fail by panicking"
+)]
+
 mod pipeline;
 mod provider;
 mod queue;

@@ -1,10 +1,14 @@
 //! A local disk: staged beside the media, synced, then moved into place.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::stream::{self, Stream};
 use jiff::Timestamp;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
@@ -20,6 +24,9 @@ const STAGING: &str = ".staging";
 
 /// No upload takes a day (a download is given 10 minutes), so what is older has no owner.
 const STALE: Duration = Duration::from_secs(24 * 3600);
+
+/// How much is read at once: a player's buffer or two, and few enough trips to the disk's thread.
+const PIECE: u64 = 256 << 10;
 
 /// Files under one directory.
 #[derive(Debug)]
@@ -104,6 +111,28 @@ impl Disk {
             Err(e) => Err(Error::new(ErrorKind::Unavailable, ORIGIN, format!("cannot look at {key}")).with_source(e)),
         }
     }
+}
+
+/// Streams `range` of `file`. The client of `object_store` would do it in pieces of 8 KiB, each of
+/// them a trip to another thread.
+pub(super) fn read(file: File, range: Range<u64>) -> impl Stream<Item = io::Result<Bytes>> {
+    stream::try_unfold((file, range.start, range.end), |(mut file, at, end)| async move {
+        let wanted = PIECE.min(end.saturating_sub(at));
+        if wanted == 0 {
+            return Ok(None);
+        }
+        let read = blocking(move || {
+            let mut piece = Vec::with_capacity(usize::try_from(wanted).unwrap_or_default());
+            file.seek(SeekFrom::Start(at))?;
+            (&mut file).take(wanted).read_to_end(&mut piece)?;
+            if piece.len() as u64 != wanted {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Ok((Bytes::from(piece), file))
+        });
+        let (piece, file) = read.await?;
+        Ok(Some((piece, (file, at + wanted, end))))
+    })
 }
 
 /// Deletes a staged file that never came into place, even if its future is dropped.

@@ -12,6 +12,18 @@ use super::rows::{self, Blob, CANCELED, COMPLETED, FAILED, READY, RUNNING, job_c
 use super::tenant::Account;
 use super::writer::Tx;
 
+pub(super) const FIND: &str = concat!(
+    "select j.priority, ",
+    job_columns!(),
+    " from vg_job j left join vg_queue q on q.job = j.id where j.id = ?"
+);
+pub(super) const FENCED: &str = concat!(
+    "select j.priority, ",
+    job_columns!(),
+    " from vg_queue q join vg_worker w on w.id = q.worker join vg_job j on j.id = q.job \
+     where q.job = ? and q.worker = ? and q.epoch = ? and q.state = 3 and w.gone = 0"
+);
+
 /// A job of the queue that an operation changes, with what users do not see of it.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -55,14 +67,7 @@ pub(super) fn final_of(state: JobState) -> Option<i64> {
 impl Tx {
     /// A job by its id.
     pub(super) async fn find(&mut self, id: JobId) -> Outcome<Option<Entry>> {
-        let row = sqlx::query(concat!(
-            "select j.priority, ",
-            job_columns!(),
-            " from vg_job j left join vg_queue q on q.job = j.id where j.id = ?"
-        ))
-        .bind(id.blob())
-        .fetch_optional(&mut self.conn)
-        .await?;
+        let row = sqlx::query(FIND).bind(id.blob()).fetch_optional(&mut self.conn).await?;
         row.as_ref().map(Entry::of).transpose()
     }
 
@@ -83,17 +88,12 @@ impl Tx {
 
     /// The job of a claim, if the claim still stands (rules Q1, Q2 and Q5).
     pub(super) async fn fenced(&mut self, claim: Claim) -> Outcome<Option<Entry>> {
-        let row = sqlx::query(concat!(
-            "select j.priority, ",
-            job_columns!(),
-            " from vg_queue q join vg_worker w on w.id = q.worker join vg_job j on j.id = q.job \
-             where q.job = ? and q.worker = ? and q.epoch = ? and q.state = 3 and w.gone = 0"
-        ))
-        .bind(claim.job.blob())
-        .bind(claim.worker.blob())
-        .bind(rows::signed(claim.epoch))
-        .fetch_optional(&mut self.conn)
-        .await?;
+        let row = sqlx::query(FENCED)
+            .bind(claim.job.blob())
+            .bind(claim.worker.blob())
+            .bind(rows::signed(claim.epoch))
+            .fetch_optional(&mut self.conn)
+            .await?;
         row.as_ref().map(Entry::of).transpose()
     }
 

@@ -41,7 +41,7 @@ struct Seen {
 pub(super) enum Verdict {
     Alive,
     /// Gone, and how; the lock of a dead process is ours meanwhile, so that no two rescue at once.
-    Gone(Gone, #[expect(dead_code, reason = "held, not read")] Option<File>),
+    Gone(Gone, Option<File>),
 }
 
 impl Liveness {

@@ -30,6 +30,8 @@ mod job;
 mod liveness;
 mod open;
 mod outbox;
+#[cfg(test)]
+mod plans;
 mod read;
 mod rows;
 mod tenant;

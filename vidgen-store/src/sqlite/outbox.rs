@@ -25,6 +25,7 @@ pub(super) const ENDPOINTS: &str = "select endpoint from vg_endpoint where next_
 /// The first deliveries for one endpoint that may go.
 pub(super) const HEAD: &str = "select * from vg_delivery where state = 0 and endpoint = ?1 and next_on <= ?2 \
     order by next_on, seq limit max(0, ?3 - (select count(*) from vg_delivery where state = 1 and endpoint = ?1))";
+pub(super) const ORPHANS: &str = "select seq, endpoint from vg_delivery where worker = ? and state = 1 limit ?";
 pub(super) const NEXT: &str = "select min(next_on) from vg_delivery where state = 0 and next_on > ?";
 
 impl Tx {
@@ -185,11 +186,7 @@ impl Tx {
     /// Makes a dead worker's deliveries due again. Whether the receivers got them is not known, so
     /// no attempt is counted.
     pub(super) async fn rescue_deliveries(&mut self, worker: WorkerId, max: usize) -> Outcome<usize> {
-        let rows = sqlx::query("select seq, endpoint from vg_delivery where worker = ? and state = 1 limit ?")
-            .bind(worker.blob())
-            .bind(rows::limit(max))
-            .fetch_all(&mut self.conn)
-            .await?;
+        let rows = sqlx::query(ORPHANS).bind(worker.blob()).bind(rows::limit(max)).fetch_all(&mut self.conn).await?;
         for row in &rows {
             sqlx::query(
                 "update vg_delivery set state = 0, worker = null, epoch = epoch + 1, next_at = ?, next_on = ? \

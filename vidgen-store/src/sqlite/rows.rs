@@ -64,11 +64,11 @@ pub(super) fn job(row: &SqliteRow) -> Outcome<Job> {
     job.cancel_requested = row.try_get("cancel")?;
     job.started_at = row.try_get::<Option<i64>, _>("started_at")?.map(timestamp);
     job.ended_at = row.try_get::<Option<i64>, _>("ended_at")?.map(timestamp);
-    job.output = optional_json(row, "output", &column)?;
-    job.failure = optional_json(row, "failure", &column)?;
+    job.output = optional_json(row, "output", column)?;
+    job.failure = optional_json(row, "failure", column)?;
     job.held = Usd::from_micros(row.try_get("held")?);
     job.cost = Usd::from_micros(row.try_get("cost")?);
-    let mut steps: Vec<StepRecord> = optional_json(row, "steps", &column)?.unwrap_or_default();
+    let mut steps: Vec<StepRecord> = optional_json(row, "steps", column)?.unwrap_or_default();
     // The order of a plan.
     steps.sort_by_key(|record| record.step);
     job.steps = steps;

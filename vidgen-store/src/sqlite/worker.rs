@@ -27,7 +27,7 @@ pub(super) const HEAD: &str = concat!(
     head!(),
     ") order by q.priority, q.tag, q.seq, q.job"
 );
-const CLAIM: &str = concat!(
+pub(super) const CLAIM: &str = concat!(
     "update vg_queue set state = 3, worker = ?, epoch = epoch + 1, version = version + 1, claimed_on = ?, wake = 0, \
      unheld = 0, started_at = coalesce(started_at, ?) where job in (",
     head!(),

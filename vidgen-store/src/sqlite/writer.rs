@@ -199,3 +199,63 @@ async fn recover(opener: &Opener, tx: &mut Tx) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use vidgen_core::clock::SystemClock;
+
+    use super::super::open;
+    use super::*;
+
+    async fn writer(directory: &tempfile::TempDir) -> Writer {
+        let opener = Opener::new(&directory.path().join("vidgen.db")).unwrap();
+        let mut conn = opener.writer().await.unwrap();
+        open::migrate(&mut conn).await.unwrap();
+        let clock = SteadyClock::new(Arc::new(SystemClock::new()));
+        Writer::spawn(opener, conn, clock, Arc::default())
+    }
+
+    async fn insert(tx: &mut Tx, key: &str, fails: bool) -> Outcome<()> {
+        sqlx::query("insert into vg_idem values ('t', ?, '', x'', 0)").bind(key).execute(&mut tx.conn).await?;
+        if fails { Err(closed().into()) } else { Ok(()) }
+    }
+
+    async fn count(writer: &Writer) -> i64 {
+        let count = async |tx: &mut Tx| -> Outcome<i64> {
+            Ok(sqlx::query_scalar("select count(*) from vg_idem").fetch_one(&mut tx.conn).await?)
+        };
+        writer.run(move |tx| async move { count(tx).await }.boxed()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_failing_operation_does_not_spoil_its_neighbours() {
+        let directory = tempfile::tempdir().unwrap();
+        let writer = writer(&directory).await;
+        let insert = |key: &'static str, fails| writer.run(move |tx| insert(tx, key, fails).boxed());
+        // One of them breaks a constraint after it wrote, one gives up after it wrote.
+        let (a, b, again, c) =
+            tokio::join!(insert("a", false), insert("b", true), insert("a", false), insert("c", false));
+        assert!(a.is_ok() && b.is_err() && again.is_err() && c.is_ok());
+        assert_eq!(count(&writer).await, 2);
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_unavailable_for_all_and_passes() {
+        let directory = tempfile::tempdir().unwrap();
+        let writer = writer(&directory).await;
+        let limit = |pages: &'static str| {
+            writer.run(move |tx| async move { Ok(sqlx::query(pages).execute(&mut tx.conn).await.map(|_| ())?) }.boxed())
+        };
+        limit("pragma max_page_count = 1").await.unwrap();
+        let big: &'static str = "x".repeat(1 << 20).leak();
+        let insert = |key: &'static str| writer.run(move |tx| insert(tx, key, false).boxed());
+        let (small, big) = tokio::join!(insert("small"), insert(big));
+        let (small, big) = (small.unwrap_err(), big.unwrap_err());
+        assert_eq!((small.kind(), big.kind()), (ErrorKind::Unavailable, ErrorKind::Unavailable));
+        assert_eq!(big.message(), "the disk is full");
+        limit("pragma max_page_count = 1000000").await.unwrap();
+        insert("later").await.unwrap();
+        assert_eq!(count(&writer).await, 1, "nothing of the lost group is left");
+    }
+}

@@ -11,3 +11,5 @@
 
 #[cfg(feature = "object")]
 mod object;
+#[cfg(feature = "sqlite")]
+mod sqlite;

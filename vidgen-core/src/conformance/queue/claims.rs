@@ -11,7 +11,7 @@ use crate::{Claim, Fenced, JobEnd, JobState, Limits, StepKind, Usd};
 pub async fn q1_a_claim_is_exclusive(bench: Bench) {
     const JOBS: usize = 400;
     let owner = tenant("ann");
-    bench.jobs(&owner, JOBS).await;
+    bench.crowd(JOBS, || roomy(&owner)).await;
     let mut claimers = Vec::new();
     for n in 0..8 {
         let queue = if n % 2 == 0 { bench.queue.clone() } else { bench.second.clone() };
@@ -111,6 +111,22 @@ pub async fn q2_the_same_epoch_of_another_worker_is_refused(bench: Bench) {
     assert_eq!(bench.release(other, Duration::ZERO, false).await, Fenced::Stale);
     assert_eq!(bench.complete(other).await, Fenced::Stale);
     assert_eq!(bench.get(&claimed.job).await, claimed.job);
+}
+
+/// The same worker got the job anew: what it still sends under its older claim is stale.
+pub async fn q2_an_older_claim_of_the_same_worker_is_stale(bench: Bench) {
+    let older = bench.running(&tenant("ann")).await;
+    bench.release(older.claim, Duration::ZERO, false).await;
+    let newer = bench.claim_one(older.claim.worker).await;
+    assert!(newer.claim.epoch > older.claim.epoch);
+    let record = sample::done(StepKind::Image, 1);
+    let ack = bench.write(older.claim, record, vec![sample::cost(StepKind::Image, 1)]).await;
+    assert_eq!(ack.fenced, Fenced::Stale);
+    assert_eq!(bench.complete(older.claim).await, Fenced::Stale);
+    assert_eq!(bench.release(older.claim, seconds(5), true).await, Fenced::Already, "that it did before");
+    assert_eq!(bench.get(&newer.job).await, newer.job);
+    assert_eq!(bench.release(newer.claim, seconds(0), false).await, Fenced::Applied);
+    assert_eq!(bench.release(older.claim, seconds(5), true).await, Fenced::Stale, "another one was written since");
 }
 
 /// The answer to a settle was lost: asked again it says `Already`, and nothing happens twice.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::bench::{Bench, refused, seconds};
+use super::bench::{Bench, refused, roomy, seconds};
 use crate::clock::later;
 use crate::conformance::sample::{self, tenant};
 use crate::{BEAT, Claim, ErrorKind, Fenced, JobState, LEASE, MAX_BATCH, StepKind, StepState, WorkerId};
@@ -106,7 +106,7 @@ pub async fn q5_a_reaped_worker_can_do_nothing(bench: Bench) {
 /// A dead worker's jobs are ready again: steps intact, no attempt used up, one crash counted.
 pub async fn q6_a_dead_workers_jobs_are_rescued(bench: Bench) {
     let owner = tenant("ann");
-    bench.jobs(&owner, 300).await;
+    bench.crowd(300, || roomy(&owner)).await;
     let worker = bench.worker().await;
     let claimed = bench.claim(worker, 300).await;
     assert_eq!(claimed.len(), 300);
@@ -203,7 +203,7 @@ pub async fn q7_a_jump_of_the_wall_clock_changes_nothing(bench: Bench) {
 pub async fn q8_rescue_is_bounded(bench: Bench) {
     let owner = tenant("ann");
     let orphans = MAX_BATCH * 2 + 100;
-    bench.jobs(&owner, orphans).await;
+    bench.crowd(orphans, || roomy(&owner)).await;
     let dead = [bench.worker().await, bench.worker().await];
     let mut claimed = Vec::new();
     while claimed.len() < orphans {
@@ -228,7 +228,7 @@ pub async fn q8_rescue_is_bounded(bench: Bench) {
 
 /// No claim takes more than it asked for, nor more than any call may.
 pub async fn q8_a_claim_is_bounded(bench: Bench) {
-    bench.jobs(&tenant("ann"), MAX_BATCH + 20).await;
+    bench.crowd(MAX_BATCH + 20, || roomy(&tenant("ann"))).await;
     let worker = bench.worker().await;
     assert_eq!(bench.claim(worker, 0).await.len(), 0);
     assert_eq!(bench.claim(worker, 7).await.len(), 7);

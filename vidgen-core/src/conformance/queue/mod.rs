@@ -80,6 +80,7 @@ rules! { $
     q2_a_stale_claim_cannot_release
     q2_a_stale_claim_cannot_settle
     q2_the_same_epoch_of_another_worker_is_refused
+    q2_an_older_claim_of_the_same_worker_is_stale
     q2_a_repeated_settle_is_already
     q2_another_end_by_the_same_claim_is_stale
     q2_a_repeated_release_is_already

@@ -56,9 +56,7 @@ pub async fn q10_priority_goes_first(bench: Bench) {
 /// A tenant with a thousand jobs delays the one job of another by about one round.
 pub async fn q10_a_flood_starves_nobody(bench: Bench) {
     let flooder = tenant("flooder");
-    for _ in 0..1000 {
-        bench.job(&flooder).await;
-    }
+    bench.crowd(1000, || sample::new_job(&flooder)).await;
     let worker = bench.worker().await;
     let mut running = bench.claim(worker, 5).await;
     for name in ["ann", "bob"] {

@@ -26,7 +26,7 @@ fn capabilities() -> Capabilities {
 }
 
 fn judge(record: &StepRecord, capabilities: &Capabilities, now: Timestamp) -> Next {
-    next(record, &step(), Some(capabilities), |_| Duration::ZERO, now)
+    next(record, &step(), Some(capabilities), |_| Duration::ZERO, &Timing::default(), now)
 }
 
 /// An intent of provider `a` that was written at second 0.
@@ -69,7 +69,7 @@ fn an_intent_found_after_a_crash_is_never_just_sent_again() {
     assert_eq!(judge(&open_intent(), &capabilities(), t(1)), wait, "nobody can tell, and it may yet be sent");
     let Next::Write(record) = judge(&open_intent(), &capabilities(), t(ABSENT_AT)) else { panic!() };
     assert!(matches!(record.state, StepState::InDoubt { .. }));
-    let gone = next(&open_intent(), &step(), None, |_| Duration::ZERO, t(1));
+    let gone = next(&open_intent(), &step(), None, |_| Duration::ZERO, &Timing::default(), t(1));
     assert!(matches!(gone, Next::Write(r) if matches!(r.state, StepState::InDoubt { .. })), "the host dropped it");
 }
 
@@ -85,15 +85,19 @@ fn an_intent_is_resent_where_that_cannot_cost_twice() {
 #[test]
 fn a_found_submission_is_polled() {
     let found = Ok(Lookup::Found(handle()));
-    let record = after_find(&open_intent(), &step(), &capabilities(), &found, t(1)).unwrap();
+    let record = after_find(&open_intent(), &step(), &capabilities(), &found, &Timing::default(), t(1)).unwrap();
     assert_eq!(judge(&record, &capabilities(), t(1)), Next::Poll);
 }
 
 #[test]
 fn absent_is_believed_only_when_the_request_can_no_longer_arrive() {
     let absent = Ok(Lookup::Absent);
-    assert_eq!(after_find(&open_intent(), &step(), &capabilities(), &absent, t(ABSENT_AT - 1)), None);
-    let record = after_find(&open_intent(), &step(), &capabilities(), &absent, t(ABSENT_AT)).unwrap();
+    assert_eq!(
+        after_find(&open_intent(), &step(), &capabilities(), &absent, &Timing::default(), t(ABSENT_AT - 1)),
+        None
+    );
+    let record =
+        after_find(&open_intent(), &step(), &capabilities(), &absent, &Timing::default(), t(ABSENT_AT)).unwrap();
     assert!(matches!(record.state, StepState::Waiting { .. }));
     let again = intent(&record, JobId::new(), &route("a"), "hash".into());
     assert_eq!(again.open_submission().unwrap().ordinal, 1, "the slot was not bought: the same id");
@@ -102,13 +106,14 @@ fn absent_is_believed_only_when_the_request_can_no_longer_arrive() {
 #[test]
 fn a_remote_that_cannot_tell_leaves_it_in_doubt() {
     let unknown = Ok(Lookup::Unknown);
-    assert_eq!(after_find(&open_intent(), &step(), &capabilities(), &unknown, t(1)), None);
-    let record = after_find(&open_intent(), &step(), &capabilities(), &unknown, t(ABSENT_AT)).unwrap();
+    assert_eq!(after_find(&open_intent(), &step(), &capabilities(), &unknown, &Timing::default(), t(1)), None);
+    let record =
+        after_find(&open_intent(), &step(), &capabilities(), &unknown, &Timing::default(), t(ABSENT_AT)).unwrap();
     assert!(matches!(record.state, StepState::InDoubt { .. }));
     let down = Err(Error::new(ErrorKind::Unavailable, "a", "down"));
-    assert_eq!(after_find(&open_intent(), &step(), &capabilities(), &down, t(ABSENT_AT)), None);
+    assert_eq!(after_find(&open_intent(), &step(), &capabilities(), &down, &Timing::default(), t(ABSENT_AT)), None);
     let late = t(ABSENT_AT + 3600);
-    let record = after_find(&open_intent(), &step(), &capabilities(), &down, late).unwrap();
+    let record = after_find(&open_intent(), &step(), &capabilities(), &down, &Timing::default(), late).unwrap();
     assert!(matches!(record.state, StepState::InDoubt { .. }));
 }
 
@@ -166,7 +171,9 @@ fn a_step_without_routes_left_fails_with_the_last_reason_or_is_skipped_if_it_may
     let Next::Write(failed) = judge(&record, &capabilities(), t(0)) else { panic!() };
     assert_eq!(wrong(&failed), "unsupported");
     let optional = PlannedStep { optional: true, ..step() };
-    let Next::Write(skipped) = next(&record, &optional, None, |_| Duration::ZERO, t(0)) else { panic!() };
+    let Next::Write(skipped) = next(&record, &optional, None, |_| Duration::ZERO, &Timing::default(), t(0)) else {
+        panic!()
+    };
     assert_eq!(skipped.state, StepState::Skipped { reason: "says no".into() });
 }
 
@@ -204,9 +211,9 @@ fn a_forgotten_run_is_rerun_if_free_and_counted_as_billed_if_not() {
 
 #[test]
 fn a_run_has_a_deadline_then_a_grace() {
-    assert_eq!(overdue(&running(), t(3600)), Overdue::No);
-    assert_eq!(overdue(&running(), t(3601)), Overdue::Cancel);
-    assert_eq!(overdue(&running(), t(3901)), Overdue::GiveUp);
+    assert_eq!(overdue(&running(), &Timing::default(), t(3600)), Overdue::No);
+    assert_eq!(overdue(&running(), &Timing::default(), t(3601)), Overdue::Cancel);
+    assert_eq!(overdue(&running(), &Timing::default(), t(3901)), Overdue::GiveUp);
 }
 
 #[test]

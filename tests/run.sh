@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Every check there is: format, lints, docs, packages, and every test, against servers that this
+# script starts on private ports and stops again. What is missing is installed, and named.
+# A service that cannot be had fails the run; nothing is skipped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+tests/install.sh cc=build-essential ffmpeg=ffmpeg espeak-ng=espeak-ng redis-server=redis-server \
+    redis-cli=redis-tools postgres=postgresql python3=python3 curl=curl
+
+began=$SECONDS
+step() { printf '\n== %s (after %ss)\n' "$*" "$((SECONDS - began))"; }
+
+step "services"
+services=$(mktemp -d)
+trap 'tests/services/private.sh stop "$services"; rm -rf "$services"' EXIT
+tests/services/private.sh start "$services"
+# shellcheck source=/dev/null
+. "$services/env"
+export VIDGEN_REQUIRE_SERVICES=1
+
+# One set of flags for every step, so that nothing is built twice.
+export RUSTFLAGS="-D warnings"
+export RUSTDOCFLAGS="-D warnings"
+
+step "format"
+cargo fmt --all --check
+
+step "lints"
+cargo clippy --workspace --all-targets --all-features
+# Each feature alone, and none: what a host may choose must build.
+for features in "" net conformance; do cargo clippy -q -p vidgen-core --no-default-features --features "$features"; done
+for features in "" local; do cargo clippy -q -p vidgen-providers --no-default-features --features "$features"; done
+for features in "" sqlite fs; do cargo clippy -q -p vidgen-store --no-default-features --features "$features"; done
+
+step "docs"
+cargo doc --workspace --all-features --no-deps
+
+step "tests"
+# The end-to-end tests run the real binaries.
+cargo build --workspace --all-features --bins
+cargo test --workspace --all-features
+
+step "packages"
+# Warnings of dependencies are not ours to deny here.
+RUSTFLAGS="" cargo package --allow-dirty -p vidgen-core -p vidgen-providers -p vidgen-store -p vidgen-http
+
+step "done: everything passed"
