@@ -12,3 +12,4 @@
 mod crash_memory;
 mod crash_sqlite;
 mod layering;
+mod third_party;
