@@ -12,4 +12,8 @@
 mod crash_memory;
 mod crash_sqlite;
 mod layering;
+mod crash_memory;
+mod crash_sqlite;
+mod layering;
+mod standalone;
 mod third_party;

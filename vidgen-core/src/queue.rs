@@ -73,7 +73,7 @@ pub const MAX_PER_ENDPOINT: usize = 4;
 /// - **Q15** A job of another tenant is `NotFound`, as if it did not exist.
 /// - **Q16** Money: enqueue and retry hold; a cost entry is recorded once by (job, step, ordinal)
 ///   and takes its amount out of the hold ([`held_after_cost`]), so nothing counts twice; the end gives the hold back except `keep_hold`, and writes an adjustment so that the sum of
-///   the job's ledger rows is what the tenant pays (see [`crate::money`]). Rows are never changed.
+///   the job's ledger rows is what the tenant pays ([`LedgerEntry`](crate::LedgerEntry)). Rows are never changed.
 /// - **Q17** An event is inserted once by id, with the change it tells of, and stays until it is
 ///   delivered or given up. A delivery is claimed like a job; at most [`MAX_PER_ENDPOINT`] are on
 ///   their way to one endpoint.

@@ -166,6 +166,7 @@ rules! { $
     q17_a_delivery_is_fenced_like_a_claim
     q17_a_delivery_is_claimed_once
     q17_an_endpoint_has_few_deliveries_at_once
+    q17_a_hung_endpoint_delays_no_other
     q17_a_dead_couriers_deliveries_are_rescued
     q17_an_event_can_be_told_again
     q17_the_log_is_newest_first

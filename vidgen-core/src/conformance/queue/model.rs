@@ -311,7 +311,14 @@ impl Twins {
     }
 
     async fn decide(&mut self) {
-        let Some((owner, id)) = self.pick(&self.jobs.clone()) else { return };
+        // Most jobs are not in doubt: those that are come first, or this would hardly ever succeed.
+        let mut doubtful = Vec::new();
+        for (owner, id) in &self.jobs {
+            let job = self.model.get(owner, *id).await;
+            doubtful.extend(job.ok().filter(|job| job.in_doubt()).map(|job| (owner.clone(), job.id)));
+        }
+        let from = if doubtful.is_empty() { self.jobs.clone() } else { doubtful };
+        let Some((owner, id)) = self.pick(&from) else { return };
         let verdict = if self.odds(2) { Verdict::Bought } else { Verdict::NotBought };
         let answer = both!(self, resolve(&owner, id, verdict));
         self.agree(format!("resolve {id} {verdict:?}"), answer);

@@ -184,6 +184,19 @@ pub async fn q17_an_endpoint_has_few_deliveries_at_once(bench: Bench) {
     assert_eq!(take(&bench, other, 100).await.deliveries.len(), 2);
 }
 
+/// However many wait for a hung endpoint, one for another endpoint is found behind them.
+pub async fn q17_a_hung_endpoint_delays_no_other(bench: Bench) {
+    let owner = tenant("ann");
+    for _ in 0..2 {
+        tell(&bench, &owner, (0..crate::MAX_BATCH / 2 + 50).map(|_| sample::event(HOOK)).collect()).await;
+    }
+    let courier = bench.worker().await;
+    assert_eq!(take(&bench, courier, 10).await.deliveries.len(), crate::MAX_PER_ENDPOINT);
+    bench.clock.advance(seconds(1));
+    tell(&bench, &owner, vec![sample::event("https://bob.example/hook")]).await;
+    assert_eq!(take_one(&bench, courier).await.endpoint, "https://bob.example/hook");
+}
+
 /// A dead courier's deliveries are due again; it may have delivered them, so nothing is counted.
 pub async fn q17_a_dead_couriers_deliveries_are_rescued(bench: Bench) {
     let owner = tenant("ann");

@@ -102,6 +102,12 @@ pub async fn q9_signalled_wakes_a_worker(bench: Bench) {
     let events = vec![sample::event("https://ann.example/hook")];
     bench.settle_with(claimed.claim, crate::JobEnd::Canceled, Usd::ZERO, events).await;
     in_time("an event", bench.queue.signalled()).await;
+    let owner = &claimed.job.tenant;
+    let courier = bench.worker().await;
+    let delivery = bench.queue.claim_deliveries(courier, 1).await.unwrap().deliveries.remove(0);
+    bench.queue.settle_delivery(&delivery, crate::DeliveryOutcome::Delivered).await.unwrap();
+    bench.queue.redeliver(owner, &delivery.id).await.unwrap();
+    in_time("an event to be told again", bench.queue.signalled()).await;
 }
 
 /// No claim needs a hint.

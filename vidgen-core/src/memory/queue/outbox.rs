@@ -43,6 +43,7 @@ impl State {
         self.pending += 1;
         self.events.insert(event.id.clone(), number);
         self.due.insert((now.mono, number));
+        self.told.entry(job).or_default().insert(number);
         let tenant = row.job.tenant.clone();
         if let Some(found) = self.tenants.get_mut(&tenant) {
             found.deliveries.insert(number);
@@ -149,13 +150,14 @@ impl State {
             worker.deliveries.remove(&number);
         }
         if let Some(in_flight) = self.in_flight.get_mut(&row.event.endpoint) {
+            // Its endpoint was full: another delivery may have waited for this slot. Otherwise nobody
+            // needs to know, and each hint costs every worker a beat.
+            self.hints.signal |= *in_flight >= MAX_PER_ENDPOINT;
             *in_flight -= 1;
             if *in_flight == 0 {
                 self.in_flight.remove(&row.event.endpoint);
             }
         }
-        // Its endpoint has a free slot.
-        self.hints.signal = true;
     }
 
     fn make_due(&mut self, number: u64, delay: Duration, now: Now) {
@@ -178,10 +180,12 @@ impl State {
     }
 
     pub(super) fn deliveries(&self, tenant: &TenantId, filter: &DeliveryFilter) -> Page<DeliveryRecord> {
-        let numbers = self.tenants.get(tenant).into_iter().flat_map(|tenant| tenant.deliveries.iter().rev());
-        let mut rows = numbers
-            .filter_map(|number| self.deliveries.get(number))
-            .filter(|row| filter.job.is_none_or(|job| row.job == job));
+        let numbers = match filter.job {
+            Some(job) => self.told.get(&job),
+            None => self.tenants.get(tenant).map(|tenant| &tenant.deliveries),
+        };
+        let numbers = numbers.into_iter().flat_map(|numbers| numbers.iter().rev());
+        let mut rows = numbers.filter_map(|number| self.deliveries.get(number)).filter(|row| row.tenant == *tenant);
         let items = rows.by_ref().take(filter.limit.clamp(1, MAX_PAGE)).map(DeliveryRow::record).collect();
         Page { items, more: rows.next().is_some() }
     }
@@ -208,16 +212,19 @@ impl State {
 
     /// Removes the ended deliveries of a job whose record is gone.
     pub(super) fn forget_deliveries(&mut self, job: JobId, tenant: &TenantId) {
-        let Some(found) = self.tenants.get_mut(tenant) else { return };
-        let ended = |number: &&u64| {
-            self.deliveries.get(number).is_some_and(|row| row.job == job && row.state != DeliveryState::Pending)
-        };
-        let numbers: Vec<u64> = found.deliveries.iter().filter(ended).copied().collect();
-        for number in numbers {
+        let (Some(told), Some(found)) = (self.told.get_mut(&job), self.tenants.get_mut(tenant)) else { return };
+        let deliveries = &self.deliveries;
+        let pending = |number: &u64| deliveries.get(number).is_some_and(|row| row.state == DeliveryState::Pending);
+        let ended: Vec<u64> = told.iter().filter(|number| !pending(number)).copied().collect();
+        for number in ended {
+            told.remove(&number);
             found.deliveries.remove(&number);
             if let Some(row) = self.deliveries.remove(&number) {
                 self.events.remove(&row.event.id);
             }
+        }
+        if told.is_empty() {
+            self.told.remove(&job);
         }
     }
 }

@@ -42,6 +42,8 @@ pub(super) struct State {
     /// By age; the newest has the greatest number.
     pub(super) deliveries: BTreeMap<u64, DeliveryRow>,
     pub(super) events: HashMap<EventId, u64>,
+    /// The deliveries of each job, also of one whose record is gone.
+    pub(super) told: HashMap<JobId, BTreeSet<u64>>,
     /// Unclaimed pending deliveries by the moment they are due.
     pub(super) due: BTreeSet<(Duration, u64)>,
     /// How many deliveries are on their way to an endpoint.
