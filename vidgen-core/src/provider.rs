@@ -551,6 +551,13 @@ impl Snapshot {
         self.cost = Some(cost);
         self
     }
+
+    /// Adds when the provider would like to be asked again.
+    #[must_use]
+    pub fn with_poll_after(mut self, delay: Duration) -> Self {
+        self.poll_after = Some(delay);
+        self
+    }
 }
 
 /// How an accepted submission is going.

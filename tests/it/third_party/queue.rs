@@ -286,8 +286,14 @@ async fn answer(queue: &MemoryQueue, call: Call) -> Result<serde_json::Value> {
         Call::Rescue => json(queue.rescue().await?),
         Call::Expired(retention, max) => json(queue.expired(&retention, max).await?),
         Call::Prune(jobs) => json(queue.prune(&jobs).await?),
-        Call::Ready => json(queue.ready().await),
-        Call::Signalled => json(queue.signalled().await),
+        Call::Ready => {
+            queue.ready().await;
+            json(())
+        }
+        Call::Signalled => {
+            queue.signalled().await;
+            json(())
+        }
         Call::ClaimDeliveries(worker, max) => {
             let DeliveryBatch { deliveries, next_due } = queue.claim_deliveries(worker, max).await?;
             json((deliveries.into_iter().map(Parcel::from).collect::<Vec<_>>(), next_due))
