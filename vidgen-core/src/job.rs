@@ -199,6 +199,12 @@ impl Job {
         self.steps.iter().any(|record| matches!(record.state, StepState::InDoubt { .. }))
     }
 
+    /// Whether a submission of it is on its way, or at a provider.
+    #[must_use]
+    pub fn has_open_submission(&self) -> bool {
+        self.steps.iter().any(|r| matches!(r.state, StepState::Intent { .. } | StepState::Accepted { .. }))
+    }
+
     /// What the tenant pays, now that it ended: nothing for a job that failed.
     #[must_use]
     pub fn charge(&self) -> Usd {

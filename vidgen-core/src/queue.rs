@@ -92,8 +92,10 @@ pub trait Queue: Debug + Send + Sync + 'static {
     /// Jobs of a tenant, newest first.
     async fn list(&self, tenant: &TenantId, filter: &JobFilter) -> Result<Page<Job>>;
 
-    /// Ends a queued job at once (with `event`, if it has an endpoint) or flags a running one.
-    /// A job that ended is `TooLate`.
+    /// Ends a queued job at once, with `event` if it has an endpoint. One that a worker has is
+    /// flagged; so is one with a [submission open](Job::has_open_submission), which also becomes
+    /// ready: money may be out, so a worker must end it and settle what it really cost. A job that
+    /// ended is `TooLate`.
     async fn cancel(&self, tenant: &TenantId, id: JobId, event: Option<NewEvent>) -> Result<Job>;
 
     /// Queues a failed or canceled job again, with its steps as [`StepRecord::reopened`] leaves
@@ -101,7 +103,7 @@ pub trait Queue: Debug + Send + Sync + 'static {
     /// live or completed, or has a step in doubt, is a `Conflict`.
     async fn retry(&self, tenant: &TenantId, id: JobId, hold: Usd, limits: &Limits) -> Result<Job>;
 
-    /// Decides the steps in doubt of a failed job: bought (the submission's hold becomes its cost)
+    /// Decides the steps in doubt of a job that ended: bought (the submission's hold becomes its cost)
     /// or not. They become failed and what is still held is released.
     async fn resolve(&self, tenant: &TenantId, id: JobId, verdict: Verdict) -> Result<Job>;
 

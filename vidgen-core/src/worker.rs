@@ -23,6 +23,8 @@ use crate::vidgen::{Inner, Vidgen, media_prefix};
 /// Without a hint, the queue is asked this often whether there is work; each time up to a fifth
 /// sooner, so that workers do not move in step.
 pub(crate) const POLL: Duration = Duration::from_secs(1);
+/// Beats that the queue hints at are no closer together than this.
+const HINTED_BEAT: Duration = Duration::from_millis(100);
 /// How often dead workers are looked for.
 const RESCUE: Duration = Duration::from_secs(5);
 /// How often ended jobs are tidied up.
@@ -308,7 +310,7 @@ async fn beat(shift: Arc<Shift>) {
     loop {
         tokio::select! {
             () = shift.inner.clock.sleep(wait) => {}
-            () = shift.inner.queue.signalled() => {}
+            () = hinted(&shift) => {}
             _ = over.wait_for(|over| *over) => return,
         }
         let held: Vec<Claim> = shift.held().values().map(|h| h.claim).collect();
@@ -337,6 +339,13 @@ async fn beat(shift: Arc<Shift>) {
             return;
         }
     }
+}
+
+/// Returns when the queue hints at a signal, but not too soon after the last beat: a beat compares
+/// all claims, and hints may come by the thousand.
+async fn hinted(shift: &Shift) {
+    shift.inner.queue.signalled().await;
+    shift.inner.clock.sleep(HINTED_BEAT.saturating_sub(shift.since_beat())).await;
 }
 
 /// Passes on what a beat said; false if the lease is gone.

@@ -501,3 +501,22 @@ async fn a_thousand_jobs_complete_each_once() {
     accepted.dedup();
     assert_eq!((accepted.len(), studio.accepted().len()), (5000, 5000));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_job_canceled_between_two_workers_is_canceled_at_the_provider_and_settled_at_its_real_cost() {
+    let studio = ScriptedProvider::new("studio");
+    studio.then(StepKind::Video, Scene::RunsForever);
+    let world = world(everything_by(&studio));
+    let id = world.create().await;
+    let worker = world.vidgen.worker().spawn();
+    let mut job = world.job(id).await;
+    while !job.step(StepKind::Video).is_some_and(|s| matches!(s.state, StepState::Accepted { .. })) {
+        job = world.vidgen.watch(&world.tenant, id, job.version, Duration::from_secs(5)).await.unwrap();
+    }
+    worker.shutdown().await;
+    assert_eq!(world.vidgen.cancel(&world.tenant, id).await.unwrap().state, JobState::Queued);
+    let job = world.finish(id).await;
+    assert_eq!((job.state, studio.cancels().len()), (JobState::Canceled, 1));
+    let usage = world.usage().await;
+    assert_eq!((job.cost, usage.charged, usage.held), (Usd::from_cents(65), Usd::from_cents(65), Usd::ZERO));
+}

@@ -130,7 +130,7 @@ impl Tx {
         let mut entry = self.own(tenant, id).await?;
         match entry.place {
             None => Err(Error::new(ErrorKind::TooLate, ORIGIN, "job has already ended").into()),
-            Some(RUNNING) => {
+            Some(place) if place == RUNNING || entry.job.has_open_submission() => {
                 if !entry.job.cancel_requested {
                     entry.job.cancel_requested = true;
                     entry.job.version += 1;
@@ -140,6 +140,9 @@ impl Tx {
                         .await?;
                     self.touched.signalled = true;
                     self.touched.jobs.push(id);
+                }
+                if place == WAITING {
+                    self.wake_job(id).await?;
                 }
                 Ok(entry.job)
             }

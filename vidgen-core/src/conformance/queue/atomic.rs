@@ -2,7 +2,9 @@
 
 use super::bench::{Bench, refused, roomy, seconds};
 use crate::conformance::sample::{self, tenant};
-use crate::{DeliveryState, ErrorKind, Fenced, Idempotency, JobEnd, JobState, QueueStats, StepKind, Usd, Window};
+use crate::{
+    Claimed, DeliveryState, ErrorKind, Fenced, Idempotency, JobEnd, JobState, QueueStats, StepKind, Usd, Window,
+};
 
 /// A create that was refused left no job, hold, key or count.
 pub async fn q3_a_refused_create_leaves_nothing(bench: Bench) {
@@ -103,6 +105,25 @@ pub async fn q3_cancel_ends_a_queued_job_at_once(bench: Bench) {
         assert_eq!(bench.usage(&owner).await.held, before - sample::HOLD, "{kind}");
         assert_eq!(bench.deliveries(&owner).await[0].id, event.id, "{kind}");
         assert_eq!(refused(bench.queue.cancel(&owner, job.id, None).await), ErrorKind::TooLate, "{kind}");
+    }
+}
+
+/// A cancel of a queued job that was handed back with a submission open leaves the end to a worker:
+/// money may be out, and somebody must ask the provider to stop, and record what it cost (M11).
+pub async fn q3_cancel_leaves_an_open_submission_to_a_worker(bench: Bench) {
+    for delay in [0, 60] {
+        let Claimed { claim, job } = bench.running(&tenant("ann")).await;
+        bench.write(claim, sample::intent(job.id, StepKind::Image, 1), vec![]).await;
+        bench.write(claim, sample::accepted(job.id, StepKind::Image, 2), vec![]).await;
+        bench.release(claim, seconds(delay), false).await;
+        let event = Some(sample::event("https://ann.example/hook"));
+        let flagged = bench.queue.cancel(&job.tenant, job.id, event).await.unwrap();
+        assert_eq!((flagged.state, flagged.cancel_requested), (JobState::Queued, true), "after {delay} s");
+        assert_eq!(flagged.held, sample::HOLD, "the hold stays for what it may cost");
+        assert!(bench.deliveries(&job.tenant).await.is_empty(), "the event belongs to the end");
+        let again = bench.claim_one_of(claim.worker).await;
+        assert_eq!((again.job.id, again.job.cancel_requested), (job.id, true), "at once, not after {delay} s");
+        assert_eq!(bench.settle(again.claim, JobEnd::Canceled).await, Fenced::Applied);
     }
 }
 

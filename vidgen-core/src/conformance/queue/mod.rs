@@ -92,6 +92,7 @@ rules! { $
     q3_a_second_handle_sees_what_the_first_wrote
     q3_stats_count_what_is_live
     q3_cancel_ends_a_queued_job_at_once
+    q3_cancel_leaves_an_open_submission_to_a_worker
     q3_cancel_flags_a_running_job
     q3_cancel_and_settle_have_one_winner
     q3_random_histories_match_the_model

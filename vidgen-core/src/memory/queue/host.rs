@@ -112,6 +112,13 @@ impl State {
                     self.hints.signal = true;
                 }
             }
+            Place::Created | Place::Parked | Place::Ready | Place::Waiting(_) if row.job.has_open_submission() => {
+                if !row.job.cancel_requested {
+                    row.job.cancel_requested = true;
+                    self.changed(id);
+                }
+                self.wake(id);
+            }
             Place::Created | Place::Parked | Place::Ready | Place::Waiting(_) => {
                 row.job.cancel_requested = true;
                 self.end(id, JobEnd::Canceled, Usd::ZERO, event, now);
