@@ -7,6 +7,7 @@ mod progress;
 pub mod route;
 pub(crate) mod run;
 pub mod step;
+mod submit;
 mod task;
 
 use std::sync::Arc;

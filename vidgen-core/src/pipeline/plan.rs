@@ -239,3 +239,135 @@ fn flat(price: Price) -> Usd {
         _ => Usd::ZERO,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::media::{ContentInfo, MediaKey, MediaType};
+    use crate::memory::ScriptedProvider;
+    use crate::provider::Model;
+
+    fn model(kind: StepKind, cents: i64, seconds: u64) -> Model {
+        Model::new(format!("m/{kind}"), kind, Price::PerRun(Usd::from_cents(cents)))
+            .with_typical(Duration::from_secs(seconds))
+    }
+
+    fn provider(name: &str, models: Vec<Model>) -> ScriptedProvider {
+        ScriptedProvider::new(name).with_models(models)
+    }
+
+    fn studio() -> ScriptedProvider {
+        let seconds = [10, 60, 20, 5, 1];
+        let models = StepKind::ALL.into_iter().zip(seconds).map(|(kind, s)| model(kind, 10, s)).collect();
+        provider("studio", models)
+    }
+
+    fn planned(request: &JobRequest, pipeline: Pipeline) -> Result<Plan> {
+        plan(request, &pipeline.checked().unwrap(), None)
+    }
+
+    fn everything() -> Pipeline {
+        Pipeline::named("p").image(studio()).video(studio()).speech(studio()).compose(studio())
+    }
+
+    fn bad_fields(result: Result<Plan>) -> Vec<String> {
+        result.unwrap_err().fields().iter().map(|f| f.field.clone()).collect()
+    }
+
+    #[test]
+    fn steps_come_after_what_they_need_and_compose_brings_the_thumbnail() {
+        let plan = planned(&JobRequest::new("a cat").with_script("meow"), everything()).unwrap();
+        let steps: Vec<_> = plan.steps.iter().map(|s| (s.step, s.needs.clone())).collect();
+        use StepKind::{Compose, Image, Speech, Thumbnail, Video};
+        assert_eq!(
+            steps,
+            [
+                (Image, vec![]),
+                (Video, vec![Image]),
+                (Speech, vec![]),
+                (Compose, vec![Video, Speech]),
+                (Thumbnail, vec![Compose]),
+            ]
+        );
+        assert_eq!(plan.final_video(), Compose);
+        // Speech does not wait for the video: 10 + 60 + 5 + 1.
+        assert_eq!(plan.estimated(), Duration::from_secs(76));
+    }
+
+    #[test]
+    fn without_a_script_nothing_is_spoken_or_paid_for_it() {
+        let plan = planned(&JobRequest::new("a cat").with_script("  "), everything()).unwrap();
+        assert!(plan.step(StepKind::Speech).is_none());
+        assert_eq!(plan.hold(), Usd::from_cents(40));
+    }
+
+    #[test]
+    fn a_script_that_nobody_can_speak_is_refused_by_name() {
+        let silent = Pipeline::named("p").video(studio());
+        assert_eq!(bad_fields(planned(&JobRequest::new("a cat").with_script("meow"), silent)), ["script"]);
+    }
+
+    #[test]
+    fn text_to_video_is_one_step() {
+        let plan = planned(&JobRequest::new("a cat"), Pipeline::named("p").video(studio())).unwrap();
+        assert_eq!(plan.steps.len(), 1);
+        assert_eq!((plan.steps[0].needs.len(), plan.final_video()), (0, StepKind::Video));
+    }
+
+    #[test]
+    fn an_image_that_was_brought_is_not_made() {
+        let image = MediaInfo {
+            key: MediaKey::new("uploads/cat.png").unwrap(),
+            media_type: MediaType::Png,
+            length: 1,
+            content: ContentInfo::default(),
+        };
+        let plan = plan(&JobRequest::new("a cat"), &everything().checked().unwrap(), Some(image.clone())).unwrap();
+        assert!(plan.step(StepKind::Image).is_none());
+        assert_eq!(plan.image, Some(image));
+    }
+
+    #[test]
+    fn only_routes_that_meet_the_request_are_planned_and_the_dearest_is_held() {
+        let short = provider("short", vec![model(StepKind::Video, 5, 9).with_max_duration(Duration::from_secs(5))]);
+        let dear = provider("dear", vec![model(StepKind::Video, 90, 9)]);
+        let pipeline = || Pipeline::named("p").video(short.clone()).or(dear.clone());
+        let both = planned(&JobRequest::new("a cat"), pipeline()).unwrap();
+        assert_eq!((both.steps[0].routes.len(), both.hold()), (2, Usd::from_cents(90)));
+        assert_eq!(both.quote().expected, Usd::from_cents(5), "the first choice");
+        let long = JobRequest::new("a cat").with_duration(Duration::from_secs(8));
+        let one = planned(&long, pipeline()).unwrap();
+        assert_eq!(one.steps[0].routes[0].provider.as_str(), "dear");
+    }
+
+    #[test]
+    fn a_request_that_no_route_can_meet_is_refused_by_the_field_that_is_too_much() {
+        let limited = |model: Model| Pipeline::named("p").video(provider("p", vec![model]));
+        let long = JobRequest::new("a cat").with_duration(Duration::from_secs(8));
+        let video = || model(StepKind::Video, 5, 9);
+        let five = video().with_max_duration(Duration::from_secs(5));
+        assert_eq!(bad_fields(planned(&long, limited(five))), ["duration_seconds"]);
+        assert_eq!(bad_fields(planned(&long, limited(video().with_max_side(1000)))), ["resolution"]);
+        assert_eq!(bad_fields(planned(&long, limited(video().with_needed_image()))), ["image"]);
+    }
+
+    #[test]
+    fn speech_is_priced_by_its_characters_and_video_by_its_seconds() {
+        let prices = vec![
+            Model::new("v", StepKind::Video, Price::PerSecond(Usd::from_cents(10))),
+            Model::new("s", StepKind::Speech, Price::PerCharacter(Usd::from_micros(300))),
+            Model::new("c", StepKind::Compose, Price::Free),
+        ];
+        let paid = provider("p", prices);
+        let pipeline = Pipeline::named("p").video(paid.clone()).speech(paid.clone()).compose(paid);
+        let request = JobRequest::new("a cat").with_script("miau").with_duration(Duration::from_secs(6));
+        assert_eq!(planned(&request, pipeline).unwrap().hold(), Usd::from_cents(60) + Usd::from_micros(1200));
+    }
+
+    #[test]
+    fn a_plan_survives_json() {
+        let plan = planned(&JobRequest::new("a cat").with_script("meow"), everything()).unwrap();
+        let json = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&json).unwrap(), plan);
+    }
+}

@@ -21,14 +21,12 @@ use crate::money::{CostEntry, Usd};
 use crate::pipeline::follow::Polling;
 use crate::pipeline::progress::progress;
 use crate::pipeline::step::{self, Next};
-use crate::pipeline::task::{media_of, task, task_hash};
+use crate::pipeline::task::media_of;
 use crate::pipeline::{PlannedStep, Route};
-use crate::provider::{Capabilities, Resubmit, Submission, SubmitOptions};
+use crate::provider::{Resubmit, Submission};
 use crate::queue::{Ack, Checkpoint, Claim, Claimed, Fenced, JobEnd, MAX_CRASHES, Release, Settlement};
 use crate::vidgen::Inner;
 
-/// How often a provider is asked about a lost submission.
-const FIND_AGAIN: Duration = Duration::from_secs(15);
 /// The first and the longest wait before a write is tried again on a queue that is away.
 const WRITE_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How many attempts a job may use up in all. Each route of a step has three, so only a job that
@@ -79,18 +77,18 @@ pub(crate) struct Run {
     pub(crate) claim: Claim,
     pub(crate) job: Job,
     signals: watch::Receiver<Signals>,
-    may_submit: MaySubmit,
+    pub(super) may_submit: MaySubmit,
     shared: Mutex<Shared>,
 }
 
 /// What the drivers of a job's steps share.
-struct Shared {
-    records: Vec<StepRecord>,
+pub(super) struct Shared {
+    pub(super) records: Vec<StepRecord>,
     fractions: HashMap<StepId, f32>,
     cost: Usd,
     cancel: bool,
     /// The steps whose open submission this very run sent.
-    sent: HashSet<StepId>,
+    pub(super) sent: HashSet<StepId>,
     /// The store's time, and the monotonic moment when it was read.
     store_time: (Timestamp, Duration),
 }
@@ -252,143 +250,6 @@ impl Run {
                         self.checkpoint(record, None).await?;
                     }
                 },
-            }
-        }
-    }
-
-    /// Buys: writes the intent, sends it, writes the outcome.
-    async fn submit(self: &Arc<Self>, planned: &PlannedStep, record: &StepRecord, n: usize) -> Result<(), Halt> {
-        let (id, now) = (planned.step, self.now());
-        let Some(chosen) = planned.routes.get(n) else { return Ok(()) };
-        if !chosen.price.is_free() && self.purchases() > self.job.plan.steps.len() {
-            let failure = Failure::coded("too_many_submissions", "too many submissions were bought for this job");
-            self.checkpoint(step::stopped(record, failure), None).await?;
-            return Ok(());
-        }
-        let pipeline = self.inner.pipeline_named(&self.job.plan.pipeline);
-        let Some(route) = pipeline.and_then(|p| p.route(id, &chosen.provider, &chosen.model)) else {
-            let reason = "the server no longer has this provider or model";
-            let record = step::without_route(record, self.job.id, chosen, reason, now);
-            self.checkpoint(record, None).await?;
-            return Ok(());
-        };
-        while !(self.may_submit)() {
-            self.pause(Duration::from_secs(1)).await?;
-        }
-        let records = self.lock().records.clone();
-        let task =
-            task(&self.job, id, &records, route, chosen.model.clone(), &self.inner.store).map_err(Halt::Fault)?;
-        let hash = task_hash(&task).map_err(Halt::Fault)?;
-        let intent = step::intent(record, self.job.id, chosen, hash);
-        let started = self.inner.clock.monotonic();
-        self.checkpoint(intent, None).await?;
-        let late = self.inner.clock.monotonic().saturating_sub(started) >= self.inner.timing.post_within;
-        if late || self.canceled() || self.check().is_err() {
-            // Nobody sent it, and nobody will: the slot stays free.
-            let error = Err(Error::new(ErrorKind::NotSent, "pipeline", "it was not sent in time"));
-            return self.write_outcome(planned, error, Duration::ZERO).await.map(|_| ());
-        }
-        self.send(planned.clone(), route.clone(), task).await.map(|_| ())
-    }
-
-    /// Sends a submission again where that cannot cost twice; answers when to come back if the
-    /// outcome is unknown again.
-    async fn resend(
-        self: &Arc<Self>,
-        planned: &PlannedStep,
-        record: &StepRecord,
-        free: bool,
-    ) -> Result<Option<Timestamp>, Halt> {
-        let Some(submission) = record.open_submission() else { return Ok(None) };
-        let Some(route) = self.route_of(planned.step, submission) else { return Ok(None) };
-        let records = self.lock().records.clone();
-        let model = submission.model.clone();
-        let task = task(&self.job, planned.step, &records, &route, model, &self.inner.store).map_err(Halt::Fault)?;
-        if !free && task_hash(&task).map_err(Halt::Fault)? != submission.task_hash {
-            // The key would stand for something else than what it bought.
-            self.checkpoint(step::doubted(record), None).await?;
-            return Ok(None);
-        }
-        let known = self.send(planned.clone(), route, task).await?;
-        Ok((!known).then(|| later(self.now(), crate::pipeline::route::backoff(1))))
-    }
-
-    /// Sends what the step's intent says and writes the outcome, in a task of its own: no cancel,
-    /// shutdown or lost claim drops a submit that is on the wire (M4). Says whether the outcome is
-    /// known.
-    async fn send(
-        self: &Arc<Self>,
-        planned: PlannedStep,
-        route: Route,
-        task: crate::provider::Task,
-    ) -> Result<bool, Halt> {
-        let Some(submission) = self.record(planned.step).open_submission().cloned() else { return Ok(true) };
-        self.lock().sent.insert(planned.step);
-        let run = self.clone();
-        let sending = tokio::spawn(async move {
-            let timeout = route.provider.capabilities().submit_timeout;
-            let started = run.inner.clock.monotonic();
-            let options = SubmitOptions::new(submission.id.clone());
-            let answer = tokio::select! {
-                answer = route.provider.submit(&task, &options) => answer,
-                () = run.inner.clock.sleep(timeout) => {
-                    Err(Error::new(ErrorKind::OutcomeUnknown, submission.provider.to_string(), "no answer in time"))
-                }
-            };
-            let took = run.inner.clock.monotonic().saturating_sub(started);
-            run.count(&submission, answer.as_ref().err());
-            run.write_outcome(&planned, answer, took).await
-        });
-        // A panic in a provider's client says nothing of what the remote saw: unknown.
-        sending.await.unwrap_or(Ok(false))
-    }
-
-    async fn write_outcome(
-        &self,
-        planned: &PlannedStep,
-        answer: Result<crate::Handle>,
-        took: Duration,
-    ) -> Result<bool, Halt> {
-        let record = self.record(planned.step);
-        if let Err(error) = &answer {
-            tracing::warn!(job = %self.job.id, step = %planned.step, ?took, %error, "submit");
-        }
-        match step::after_submit(&record, planned, &answer, self.now()) {
-            Some(record) => self.checkpoint(record, None).await.map(|_| true),
-            None => Ok(false),
-        }
-    }
-
-    /// Tells the breaker how a submit went.
-    fn count(&self, submission: &Submission, error: Option<&Error>) {
-        let fine = match error.map(Error::kind) {
-            None => true,
-            Some(ErrorKind::NotSent | ErrorKind::Unavailable | ErrorKind::OutcomeUnknown) => false,
-            Some(_) => return,
-        };
-        let now = self.inner.clock.monotonic();
-        self.inner.breakers.record(&submission.provider, &submission.model, fine, now);
-    }
-
-    /// Asks the provider about a submission whose outcome is not known; answers when to ask again.
-    async fn find(
-        &self,
-        planned: &PlannedStep,
-        record: &StepRecord,
-        route: &Route,
-        capabilities: &Capabilities,
-    ) -> Result<Option<Timestamp>, Halt> {
-        let Some(submission) = record.open_submission() else { return Ok(None) };
-        let answer = route.provider.find(submission).await;
-        if let Err(error) = &answer {
-            tracing::warn!(job = %self.job.id, step = %planned.step, %error, "looking for a lost submission");
-        }
-        match step::after_find(record, planned, capabilities, &answer, &self.inner.timing, self.now()) {
-            Some(record) => self.checkpoint(record, None).await.map(|_| None),
-            None => {
-                let (again, settled) =
-                    (later(self.now(), FIND_AGAIN), step::settled_at(submission, capabilities, &self.inner.timing));
-                Ok(Some(if settled > self.now() { again.min(settled) } else { again }))
             }
         }
     }
@@ -572,7 +433,7 @@ impl Run {
         }
     }
 
-    fn check(&self) -> Result<(), Halt> {
+    pub(super) fn check(&self) -> Result<(), Halt> {
         let signals = *self.signals.borrow();
         if signals.lost {
             Err(Halt::Lost)
@@ -617,13 +478,13 @@ impl Run {
         now(&shared) > before
     }
 
-    fn route_of(&self, id: StepId, submission: &Submission) -> Option<Route> {
+    pub(super) fn route_of(&self, id: StepId, submission: &Submission) -> Option<Route> {
         let pipeline = self.inner.pipeline_named(&self.job.plan.pipeline)?;
         pipeline.route(id, &submission.provider, &submission.model).cloned()
     }
 
     /// How many submissions were bought so far (M8).
-    fn purchases(&self) -> usize {
+    pub(super) fn purchases(&self) -> usize {
         let shared = self.lock();
         let bought = |r: &StepRecord| {
             let wasted = r.attempts.iter().filter(|a| a.cost.amount > Usd::ZERO).count();
@@ -644,7 +505,7 @@ impl Run {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shared> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
