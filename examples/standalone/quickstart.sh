@@ -49,7 +49,9 @@ out=$(mktemp "$data/server.XXXXXX")
 env -u PUBLIC_URL PORT=0 HOST=127.0.0.1 DATABASE_URL="sqlite:$data/vidgen.db" MEDIA_DIR="$data/media" \
   "$vidgen" all >"$out" 2>"$data/server.log" &
 server=$!
+client=
 stop() {
+  [ -z "$client" ] || kill "$client" 2>/dev/null || true
   kill "$server" 2>/dev/null || true
   wait "$server" 2>/dev/null || true
   rm -f "$out"
@@ -69,4 +71,10 @@ done
 say "server at $url"
 
 # --- the video ---
-"$vidgen" generate --server "$url" "$@"
+# In the background, since bash looks at signals only between commands and while it waits.
+"$vidgen" generate --server "$url" "$@" &
+client=$!
+status=0
+wait "$client" || status=$?
+client=
+exit "$status"

@@ -12,3 +12,5 @@
 mod crash_memory;
 mod crash_sqlite;
 mod layering;
+mod standalone;
+mod third_party;

@@ -11,3 +11,9 @@
 
 pub mod faults;
 pub mod remote;
+pub mod server;
+
+/// The README's code, compiled as it stands.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

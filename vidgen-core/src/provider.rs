@@ -31,7 +31,7 @@ use crate::pipeline::Route;
 ///   `Unavailable`: each of these says that nothing was bought.
 /// - **P9** Cancel after the end is `TooLate`.
 /// - **P10** What [`Capabilities`] does not declare is `Unsupported`, without a call.
-/// - **P11** An unknown handle is `NotFound`.
+/// - **P11** An unknown handle is `NotFound`, and so is an output that expired.
 /// - **P12** The submission id goes out with every submit, the same on each keyed resend.
 /// - **P13** `find` answers `Absent` only when the remote cannot know the submission.
 /// - **P14** Outputs stream; a truncated or oversized body is an error, never a short file.
@@ -155,6 +155,13 @@ impl Capabilities {
     #[must_use]
     pub fn with_cancel(mut self) -> Self {
         self.cancel = true;
+        self
+    }
+
+    /// Says that it calls back.
+    #[must_use]
+    pub fn with_callback(mut self) -> Self {
+        self.callback = true;
         self
     }
 
@@ -420,6 +427,13 @@ impl SubmitOptions {
     pub fn new(submission: SubmissionId) -> Self {
         Self { submission, callback: None }
     }
+
+    /// Sets where the provider shall call back.
+    #[must_use]
+    pub fn with_callback(mut self, callback: Url) -> Self {
+        self.callback = Some(callback);
+        self
+    }
 }
 
 /// Our id of a submission: `sub_<job>_<step>_<ordinal>`. It follows from the slot it buys, so
@@ -535,6 +549,13 @@ impl Snapshot {
     #[must_use]
     pub fn with_cost(mut self, cost: Usd) -> Self {
         self.cost = Some(cost);
+        self
+    }
+
+    /// Adds when the provider would like to be asked again.
+    #[must_use]
+    pub fn with_poll_after(mut self, delay: Duration) -> Self {
+        self.poll_after = Some(delay);
         self
     }
 }

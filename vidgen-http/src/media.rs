@@ -14,8 +14,12 @@ use crate::error::Problem;
 use crate::links::{LinkQuery, Refusal, SignedLinks};
 use crate::options::Api;
 
-/// Media come from models and users: a browser shows them and runs nothing in them.
-const CSP: HeaderValue = HeaderValue::from_static("sandbox; default-src 'none'");
+/// Media come from models and users: a browser shows them and runs nothing in them. A video that
+/// is opened by itself is a page with a player in it, which fetches the same link once more: that
+/// needs `media-src` and its own origin, and still no script.
+const CSP: HeaderValue = HeaderValue::from_static(
+    "sandbox allow-same-origin; default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'",
+);
 
 /// Serves media, whole or a range of it.
 pub(crate) async fn media(

@@ -2,9 +2,8 @@
 
 use anyhow::Context;
 use bytes::Bytes;
-use secrecy::ExposeSecret;
 use vidgen_core::{MediaKey, Pipeline, Queue, Store, Vidgen};
-use vidgen_http::{SignedLinks, Webhooks};
+use vidgen_http::{SignedLinks, Webhooks, WebhooksBuilder};
 use vidgen_providers::local::LocalProvider;
 use vidgen_store::ObjectStore;
 use vidgen_store::sqlite::SqliteQueue;
@@ -44,17 +43,10 @@ fn store(settings: &Settings) -> anyhow::Result<ObjectStore> {
 }
 
 fn webhooks(settings: &Settings) -> anyhow::Result<Webhooks> {
-    let secret = match &settings.webhook_secret {
-        Some(secret) => secret.clone(),
-        None => {
-            // By the form, a base64 secret is told from a plain text; hex digits are both.
-            let kept = crate::secrets::kept(&settings.data_dir()?, "webhook-secret")?;
-            format!("whsec_{}", kept.expose_secret()).into()
-        }
-    };
-    let builder = Webhooks::builder(secret);
-    let webhooks = settings.webhook_allow.iter().fold(builder, |builder, socket| builder.with_allowed(*socket)).build();
-    webhooks.context("WEBHOOK_SECRET cannot be used")
+    let builder = Webhooks::builder(settings.webhook_secret()?);
+    let allowed = settings.webhook_allow()?;
+    let builder = allowed.into_iter().fold(builder, WebhooksBuilder::with_allowed);
+    builder.build().context("WEBHOOK_SECRET cannot be used")
 }
 
 /// Whether media can be stored.

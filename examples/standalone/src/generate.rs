@@ -67,9 +67,7 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return make(args, url.as_str()).await;
     }
     let mut stop = Stop::new()?;
-    // Nobody else shall reach it.
-    let local =
-        Settings { port: 0, host: std::net::Ipv4Addr::LOCALHOST.into(), public_url: None, ..args.settings.clone() };
+    let local = args.settings.private();
     let server = Server::start(&local, true).await?;
     let made = tokio::select! {
         made = make(args, &server.url) => made,

@@ -111,11 +111,8 @@ fn worker(vidgen: &Vidgen, settings: &Settings) -> Worker {
 }
 
 fn links(settings: &Settings, port: u16) -> anyhow::Result<SignedLinks> {
-    let secret = match &settings.link_secret {
-        Some(secret) => secret.clone(),
-        None => crate::secrets::kept(&settings.data_dir()?, "link-secret")?,
-    };
-    Ok(SignedLinks::new(&format!("{}/api", settings.public_base(port)?), secret)?)
+    let base = format!("{}/api", settings.public_base(port)?);
+    SignedLinks::new(&base, settings.link_secret()?).context("LINK_SECRET or PUBLIC_URL cannot be used")
 }
 
 pub(crate) async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 #[derive(Args, Clone, Debug)]
@@ -24,16 +24,16 @@ pub(crate) struct Settings {
     pub(crate) media_dir: PathBuf,
     /// Where users reach this server, e.g. https://video.example; for links.
     #[arg(long, env = "PUBLIC_URL", value_name = "URL")]
-    pub(crate) public_url: Option<Url>,
+    pub(crate) public_url: Option<String>,
     /// Signs webhooks. If absent, one is made and kept beside the database.
     #[arg(long, env = "WEBHOOK_SECRET", hide_env_values = true, value_name = "SECRET")]
-    pub(crate) webhook_secret: Option<SecretString>,
+    webhook_secret: Option<SecretString>,
     /// Addresses that webhooks may reach though they are private, e.g. 127.0.0.1:9000; for development.
-    #[arg(long, env = "WEBHOOK_ALLOW", value_delimiter = ',', value_name = "ADDRESS")]
-    pub(crate) webhook_allow: Vec<SocketAddr>,
+    #[arg(long, env = "WEBHOOK_ALLOW", default_value = "", hide_default_value = true, value_name = "ADDRESS,…")]
+    webhook_allow: String,
     /// Signs links to media. If absent, one is made and kept beside the database.
     #[arg(long, env = "LINK_SECRET", hide_env_values = true, value_name = "SECRET")]
-    pub(crate) link_secret: Option<SecretString>,
+    link_secret: Option<SecretString>,
     /// How many jobs run at once; most of them only wait for a provider.
     #[arg(long, env = "CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) concurrency: u16,
@@ -51,6 +51,11 @@ fn host(text: &str) -> Result<IpAddr, String> {
 }
 
 impl Settings {
+    /// The same for a server that nobody else shall reach.
+    pub(crate) fn private(&self) -> Self {
+        Self { port: 0, host: Ipv4Addr::LOCALHOST.into(), public_url: None, ..self.clone() }
+    }
+
     /// The SQLite file.
     pub(crate) fn database(&self) -> anyhow::Result<PathBuf> {
         let Some(path) = self.database_url.strip_prefix("sqlite:") else {
@@ -76,15 +81,48 @@ impl Settings {
 
     /// Where users reach the server that listens at `port`, without a slash at the end.
     pub(crate) fn public_base(&self, port: u16) -> anyhow::Result<String> {
-        let Some(url) = &self.public_url else {
+        let Some(url) = self.public_url.as_deref().filter(|url| !url.is_empty()) else {
             let host = if self.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.host };
             return Ok(format!("http://{}", SocketAddr::new(host, port)));
         };
+        let url = Url::parse(url).context("PUBLIC_URL must be a URL")?;
         if !matches!(url.scheme(), "http" | "https") || url.query().is_some() || url.fragment().is_some() {
             bail!("PUBLIC_URL must be an http or https URL without a query");
         }
         Ok(url.as_str().trim_end_matches('/').to_owned())
     }
+
+    /// What signs links; the same for all processes on this database.
+    pub(crate) fn link_secret(&self) -> anyhow::Result<SecretString> {
+        match set(&self.link_secret) {
+            Some(secret) => Ok(secret),
+            None => crate::secrets::kept(&self.data_dir()?, "link-secret"),
+        }
+    }
+
+    /// What signs webhooks; the same for all processes on this database.
+    pub(crate) fn webhook_secret(&self) -> anyhow::Result<SecretString> {
+        if let Some(secret) = set(&self.webhook_secret) {
+            return Ok(secret);
+        }
+        // The prefix says that the rest is base64, which hex digits are, too.
+        let kept = crate::secrets::kept(&self.data_dir()?, "webhook-secret")?;
+        Ok(format!("whsec_{}", kept.expose_secret()).into())
+    }
+
+    /// Private addresses that webhooks may reach.
+    pub(crate) fn webhook_allow(&self) -> anyhow::Result<Vec<SocketAddr>> {
+        let entries = self.webhook_allow.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+        let parse = |entry: &str| {
+            entry.parse().with_context(|| format!("WEBHOOK_ALLOW has {entry:?}, which is not an address and a port"))
+        };
+        entries.map(parse).collect()
+    }
+}
+
+/// A variable that is set to nothing is as good as not set: compose files do that.
+fn set(secret: &Option<SecretString>) -> Option<SecretString> {
+    secret.clone().filter(|secret| !secret.expose_secret().is_empty())
 }
 
 #[cfg(test)]
@@ -119,5 +157,17 @@ mod tests {
         assert_eq!(settings(&["--host", "::1"]).public_base(80).unwrap(), "http://[::1]:80");
         let public = settings(&["--public-url", "https://x.example/video/"]);
         assert_eq!(public.public_base(3000).unwrap(), "https://x.example/video");
+        assert_eq!(settings(&["--public-url", ""]).public_base(80).unwrap(), "http://127.0.0.1:80");
+        assert!(settings(&["--public-url", "ftp://x.example"]).public_base(80).is_err());
+    }
+
+    #[test]
+    fn private_addresses_are_listed_exactly() {
+        let allowed = |list: &str| settings(&["--webhook-allow", list]).webhook_allow();
+        assert_eq!(allowed("").unwrap(), []);
+        assert_eq!(allowed("127.0.0.1:9000, [::1]:9000,").unwrap().len(), 2);
+        for bad in ["127.0.0.1", "localhost:9000", "10.0.0.0/8"] {
+            assert!(allowed(bad).is_err(), "{bad}");
+        }
     }
 }

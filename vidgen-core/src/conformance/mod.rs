@@ -20,6 +20,7 @@
 )]
 
 pub mod notifier;
+pub mod provider;
 pub mod queue;
 pub mod sample;
 pub mod store;
@@ -34,4 +35,14 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub fn block_on<T>(rule: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
     runtime.block_on(async { tokio::time::timeout(PATIENCE, rule).await.expect("the rule hung") })
+}
+
+/// Whether a backend says that it does not keep `rule`; if so, prints why.
+#[must_use]
+pub fn is_exempt(backend: &str, rule: &str, exemptions: &[(&str, &str)]) -> bool {
+    let exemption = exemptions.iter().find(|(exempted, _)| *exempted == rule);
+    if let Some((_, reason)) = exemption {
+        println!("{backend} does not keep {rule}: {reason}");
+    }
+    exemption.is_some()
 }

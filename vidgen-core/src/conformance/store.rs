@@ -51,7 +51,7 @@ macro_rules! store_conformance {
             fn $rule() {
                 let exemptions: &[(&str, &str)] = &$exemptions;
                 let number = stringify!($rule).split('_').next().unwrap_or_default();
-                if $crate::conformance::store::is_exempt(stringify!($name), number, exemptions) {
+                if $crate::conformance::is_exempt(stringify!($name), number, exemptions) {
                     return;
                 }
                 $crate::conformance::block_on(async {
@@ -61,16 +61,6 @@ macro_rules! store_conformance {
             }
         )*
     };
-}
-
-/// Whether a backend says that it does not keep `rule`; if so, prints why.
-#[must_use]
-pub fn is_exempt(backend: &str, rule: &str, exemptions: &[(&str, &str)]) -> bool {
-    let exemption = exemptions.iter().find(|(exempted, _)| *exempted == rule);
-    if let Some((_, reason)) = exemption {
-        println!("{backend} does not keep {rule}: {reason}");
-    }
-    exemption.is_some()
 }
 
 /// What a factory yields: a store, alone or with what must live as long.

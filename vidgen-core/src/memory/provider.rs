@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::{self, StreamExt};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::StepKind;
@@ -36,7 +37,13 @@ struct Remote {
     requests: Vec<SubmissionId>,
     accepted: Vec<SubmissionId>,
     cancels: Vec<String>,
+    calls: usize,
+    key_revoked: bool,
 }
+
+/// Ends every output's locator, as the signature ends a signed link. It is to be kept as secret as
+/// one: a test can look for it where it must not be.
+const SIGNATURE: &str = "?signature=scripted-secret";
 
 #[derive(Debug)]
 struct Run {
@@ -56,6 +63,10 @@ pub enum Scene {
         /// How many polls see it running.
         after_polls: u32,
     },
+    /// Accepted; succeeds at once and states what it costs.
+    Bills(Usd),
+    /// Accepted; succeeds before anybody can look.
+    EndsAtOnce,
     /// Accepted; then the run fails.
     Fails(RunFailure),
     /// Accepted; runs until it is canceled.
@@ -67,6 +78,18 @@ pub enum Scene {
         /// How many downloads break off.
         times: u32,
     },
+    /// Accepted; but its output goes on after its announced end.
+    Overruns,
+    /// Accepted; but its output stops half-way, and never ends.
+    Stalls,
+    /// Accepted; but its output is there no more.
+    Expires,
+    /// Accepted; in a state that nobody has a word for.
+    UnknownState,
+    /// Accepted; but no answer about it can be understood.
+    Garbles,
+    /// Accepted; but whoever looks is told to come back after this long.
+    RateLimitsPolls(Duration),
     /// Not accepted: the submit answers this kind of error.
     Rejects(ErrorKind),
     /// Not accepted: come back after this long.
@@ -151,6 +174,11 @@ impl ScriptedProvider {
         self.lock().outputs.insert(kind, bytes);
     }
 
+    /// From now on the remote takes the key for a wrong one, whatever it is asked.
+    pub fn revoke_key(&self) {
+        self.lock().key_revoked = true;
+    }
+
     /// Every submission that reached the remote, accepted or not, in order.
     #[must_use]
     pub fn requests(&self) -> Vec<SubmissionId> {
@@ -163,6 +191,18 @@ impl ScriptedProvider {
         self.lock().accepted.clone()
     }
 
+    /// How many calls of any sort reached the remote.
+    #[must_use]
+    pub fn calls(&self) -> usize {
+        self.lock().calls
+    }
+
+    /// What must appear in no handle, log line or error: the signed part of its output links.
+    #[must_use]
+    pub fn secret(&self) -> &'static str {
+        SIGNATURE.trim_start_matches("?signature=")
+    }
+
     /// The remote ids of the runs whose end was asked for, in order.
     #[must_use]
     pub fn cancels(&self) -> Vec<String> {
@@ -173,8 +213,22 @@ impl ScriptedProvider {
         self.remote.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A call that reaches the remote, which looks at the key before anything else.
+    fn call(&self) -> Result<MutexGuard<'_, Remote>> {
+        let mut remote = self.lock();
+        remote.calls += 1;
+        if remote.key_revoked {
+            return Err(self.error(ErrorKind::Unauthorized, "the key is wrong"));
+        }
+        Ok(remote)
+    }
+
     fn error(&self, kind: ErrorKind, message: &str) -> Error {
         Error::new(kind, self.id.as_str().to_owned(), message)
+    }
+
+    fn garbled(&self) -> Error {
+        self.error(ErrorKind::Protocol, "the answer is not understood")
     }
 }
 
@@ -213,7 +267,11 @@ impl Provider for ScriptedProvider {
             if let Scene::Rejects(ErrorKind::NotSent) = scene {
                 return Err(self.error(ErrorKind::NotSent, "connection refused"));
             }
+            remote.calls += 1;
             remote.requests.push(submission.clone());
+            if remote.key_revoked {
+                return Err(self.error(ErrorKind::Unauthorized, "the key is wrong"));
+            }
             let keyed = !matches!(self.capabilities.resubmit, Resubmit::Never);
             let known = remote.runs.iter().find(|(_, run)| run.submission == *submission);
             if let (true, Some((id, _))) = (keyed, known) {
@@ -241,7 +299,7 @@ impl Provider for ScriptedProvider {
     }
 
     async fn poll(&self, handle: &Handle) -> Result<Snapshot> {
-        let mut remote = self.lock();
+        let mut remote = self.call()?;
         let unknown = || self.error(ErrorKind::NotFound, "no such run");
         let run = remote.runs.get_mut(&handle.remote_id).ok_or_else(unknown)?;
         if run.canceled {
@@ -252,63 +310,81 @@ impl Provider for ScriptedProvider {
             Scene::Vanishes => return Err(unknown()),
             Scene::Fails(failure) => Snapshot::failed(failure.clone()),
             Scene::RunsForever => Snapshot::running(Some(0.5)),
+            Scene::UnknownState => Snapshot::running(None),
+            Scene::Garbles => return Err(self.garbled()),
+            Scene::RateLimitsPolls(delay) => {
+                return Err(self.error(ErrorKind::RateLimited, "slow down").with_retry_after(*delay));
+            }
+            Scene::Bills(cost) => succeeded(handle).with_cost(*cost),
             Scene::Succeeds { after_polls } if run.polls <= *after_polls => {
                 // A few polls at most: exact in an f32.
                 #[expect(clippy::cast_precision_loss, reason = "scenes have few polls")]
                 Snapshot::running(Some(run.polls as f32 / (*after_polls + 1) as f32))
             }
-            _ => Snapshot::succeeded(vec![Output::new(handle.remote_id.clone())]),
+            _ => succeeded(handle),
         })
     }
 
     async fn open(&self, output: &Output) -> Result<Body> {
-        let mut remote = self.lock();
+        let mut remote = self.call()?;
         let gone = || self.error(ErrorKind::NotFound, "no such output");
-        let run = remote.runs.get_mut(&output.locator).ok_or_else(gone)?;
-        let kind = run.kind;
-        let mut breaks = false;
+        let run_id = output.locator.strip_suffix(SIGNATURE).ok_or_else(gone)?;
+        let run = remote.runs.get_mut(run_id).ok_or_else(gone)?;
+        let (kind, scene) = (run.kind, run.scene.clone());
         if let Scene::Truncates { times } = &mut run.scene {
-            breaks = *times > 0;
             *times = times.saturating_sub(1);
         }
         let bytes = remote.outputs.get(&kind).cloned().unwrap_or_else(|| sample(kind));
-        if !breaks {
-            return Ok(bytes.into());
-        }
         let length = u64::try_from(bytes.len()).ok();
         let half = bytes.slice(..bytes.len() / 2);
-        let cut = self.error(ErrorKind::Unavailable, "the connection broke off");
-        Ok(Body::new(futures::stream::iter([Ok(half), Err(cut)]), length))
+        let cut = || self.error(ErrorKind::Unavailable, "the connection broke off");
+        Ok(match scene {
+            Scene::Expires => return Err(gone()),
+            Scene::Truncates { times: 1.. } => Body::new(stream::iter([Ok(half), Err(cut())]), length),
+            Scene::Overruns => Body::new(stream::iter([Ok(bytes), Ok(half)]), length),
+            Scene::Stalls => Body::new(stream::iter([Ok(half)]).chain(stream::pending()), length),
+            _ => bytes.into(),
+        })
     }
 
     async fn cancel(&self, handle: &Handle) -> Result<()> {
         if !self.capabilities.cancel {
             return Err(self.error(ErrorKind::Unsupported, "cannot cancel"));
         }
-        let mut remote = self.lock();
+        let mut remote = self.call()?;
         remote.cancels.push(handle.remote_id.clone());
         let run =
             remote.runs.get_mut(&handle.remote_id).ok_or_else(|| self.error(ErrorKind::NotFound, "no such run"))?;
-        match run.scene {
-            Scene::Succeeds { after_polls } if run.polls > after_polls => {
-                Err(self.error(ErrorKind::TooLate, "it ended"))
+        let ended = match run.scene {
+            Scene::EndsAtOnce | Scene::Fails(_) => true,
+            Scene::Succeeds { after_polls } => run.polls > after_polls,
+            Scene::Bills(_) | Scene::Truncates { .. } | Scene::Overruns | Scene::Stalls | Scene::Expires => {
+                run.polls > 0
             }
-            Scene::Fails(_) => Err(self.error(ErrorKind::TooLate, "it ended")),
-            _ => {
-                run.canceled = true;
-                Ok(())
-            }
+            _ => false,
+        };
+        if ended && !run.canceled {
+            return Err(self.error(ErrorKind::TooLate, "it ended"));
         }
+        run.canceled = true;
+        Ok(())
     }
 
     async fn find(&self, submission: &Submission) -> Result<Lookup> {
         if !self.capabilities.find {
             return Err(self.error(ErrorKind::Unsupported, "cannot look up"));
         }
-        let remote = self.lock();
+        let remote = self.call()?;
         let found = remote.runs.iter().find(|(_, run)| run.submission == submission.id);
+        if found.is_some_and(|(_, run)| matches!(run.scene, Scene::Garbles)) {
+            return Err(self.garbled());
+        }
         Ok(found.map_or(Lookup::Absent, |(id, _)| Lookup::Found(Handle::new(self.id.clone(), id.clone()))))
     }
+}
+
+fn succeeded(handle: &Handle) -> Snapshot {
+    Snapshot::succeeded(vec![Output::new(format!("{}{SIGNATURE}", handle.remote_id))])
 }
 
 /// The smallest bytes that are told as the right type by their head.

@@ -11,4 +11,5 @@
 )]
 
 mod pipeline;
+mod provider;
 mod queue;

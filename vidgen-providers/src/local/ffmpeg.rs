@@ -13,6 +13,10 @@ use super::sandbox::{Invocation, Sandbox, locate};
 /// The most pixels a decoder may be asked to hold: 40 megapixels.
 pub(super) const MAX_PIXELS: u64 = 40_000_000;
 
+/// Each thread of a decoder holds frames of its own: of a large video, many would hit the limit
+/// of addresses.
+const DECODER_THREADS: &str = "2";
+
 /// The two programs.
 #[derive(Clone, Debug)]
 pub(super) struct Ffmpeg {
@@ -134,7 +138,7 @@ impl Arguments {
         let pixels = MAX_PIXELS.to_string();
         let mut list = self.words(["-protocol_whitelist", "file,pipe", "-format_whitelist", format, "-f", format]);
         if !file.media_type.is_audio() {
-            list = list.words(["-max_pixels", &pixels]);
+            list = list.words(["-max_pixels", &pixels, "-threads", DECODER_THREADS]);
         }
         list.0.push("-i".into());
         list.0.push(file_url(&file.path));
@@ -195,6 +199,8 @@ mod tests {
                 "mov",
                 "-max_pixels",
                 "40000000",
+                "-threads",
+                "2",
                 "-i",
                 "file:/tmp/a b/-i.mp4"
             ]

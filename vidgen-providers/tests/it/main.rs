@@ -1,4 +1,12 @@
 //! One binary for all tests of providers from the outside.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "clippy allows these in tests, but does not know the helpers of an integration test"
+)]
+
 #[cfg(feature = "local")]
 mod local;

@@ -21,6 +21,8 @@ enum Fault {
     KeepsHalves,
     BelievesLengths,
     ShowsWhatIsUnderWay,
+    /// ST3.
+    OverwritesInTwoSteps,
     /// ST4.
     MissesWhatIsDeleted,
     /// ST5.
@@ -82,6 +84,19 @@ impl Store for Broken {
             Fault::HoldsAll => {
                 let chunks: Vec<Bytes> = body.try_collect().await?;
                 self.inner.put(&key, Body::new(stream::iter(chunks.into_iter().map(Ok)), length)).await
+            }
+            Fault::OverwritesInTwoSteps if length.is_some() => {
+                // Careful enough to put the old bytes back, but gone meanwhile.
+                let old = match self.inner.get(&key, None).await {
+                    Ok(media) => Some(media.body.read(usize::MAX).await?),
+                    Err(_) => None,
+                };
+                self.inner.delete(&key).await?;
+                let put = self.inner.put(&key, body).await;
+                if let (Err(_), Some(old)) = (&put, old) {
+                    self.inner.put(&key, Body::from(old)).await?;
+                }
+                put
             }
             Fault::BelievesLengths => self.inner.put(&key, Body::new(body, None)).await,
             Fault::KeepsHalves | Fault::ShowsWhatIsUnderWay => {
@@ -188,6 +203,7 @@ async fn each_rule_sees_its_own_fault() {
         (Fault::KeepsHalves, &["st2"]),
         (Fault::BelievesLengths, &["st2"]),
         (Fault::ShowsWhatIsUnderWay, &["st2", "st3"]),
+        (Fault::OverwritesInTwoSteps, &["st3"]),
         (Fault::MissesWhatIsDeleted, &["st4"]),
         // These, too, look whether something is gone.
         (Fault::SaysUnavailable, &["st2", "st4", "st5", "st10"]),

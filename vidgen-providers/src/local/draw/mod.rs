@@ -133,31 +133,4 @@ mod tests {
         wish.avoided = "storms".into();
         assert!(!Words::of(&wish).any(&["storm"]));
     }
-
-    #[test]
-    #[ignore = "draws pictures to look at, into the directory PICTURES"]
-    fn draws_pictures_to_look_at() {
-        let Ok(dir) = std::env::var("PICTURES") else { return };
-        let prompts = [
-            ("A lighthouse in a storm, waves crashing on the rocks", 1280, 720),
-            ("Sailing boat at sunset", 1280, 720),
-            ("A calm mountain lake at dawn with forest", 1280, 720),
-            ("Astronaut rocket flying through a purple galaxy", 1280, 720),
-            ("Cyberpunk city at night with neon lights", 1280, 720),
-            ("Northern lights over a frozen valley", 1280, 720),
-            ("A cat on the roof watching the moon", 1280, 720),
-            ("Desert dunes and pyramids", 1280, 720),
-            ("Wild flowers in a meadow on a sunny day", 1280, 720),
-            ("A bold geometric poster for our new product", 1280, 720),
-            ("The sound of music as a dream", 1280, 720),
-            ("A lighthouse in a storm", 720, 1280),
-            ("Skyline of New York in the morning", 720, 1280),
-            ("Planet with rings", 720, 720),
-            ("Snowy peaks, vintage film look", 720, 1280),
-        ];
-        for (i, (prompt, width, height)) in prompts.into_iter().enumerate() {
-            let wish = Wish { prompt: prompt.into(), width, height, seed: Some(7), ..Wish::default() };
-            std::fs::write(format!("{dir}/{i:02}.png"), png(&wish).unwrap()).unwrap();
-        }
-    }
 }

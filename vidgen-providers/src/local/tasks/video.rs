@@ -66,8 +66,8 @@ fn graph(task: &VideoTask, fps: u32, frames: u32) -> String {
         format!("color=c=0x8a93a0:s={w}x{h}:r={fps},format=gbrp[ground]"),
         format!(
             "[ground][picture]overlay=format=gbrp:eof_action=repeat,trim=end_frame=1,\
+             scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,\
              loop=loop=-1:size=1,trim=end_frame={frames},setpts=N/{fps}/TB,\
-             scale=out_color_matrix=bt709:out_range=tv,format=yuv444p,\
              perspective=x0='{left}':y0='{top}':x1='{right}':y1='{top}':x2='{left}':y2='{bottom}':x3='{right}':y3='{bottom}'\
              :sense=source:interpolation=linear:eval=frame,\
              scale={width}:{height}:flags=bicubic,format=yuv420p,setsar=1[out]"

@@ -86,3 +86,45 @@ async fn a_handle_survives_json_and_works_from_another_provider() {
     let handle = serde_json::from_str(&serde_json::to_string(&handle).unwrap()).unwrap();
     assert!(matches!(finish(&local(), &handle).await, vidgen_core::RunState::Succeeded(_)));
 }
+
+#[tokio::test]
+#[ignore = "makes pictures and videos to look at, in the directory that PICTURES names, and prints how long it took"]
+async fn pictures_to_look_at() {
+    let dir = std::env::var("PICTURES").unwrap();
+    let local = local();
+    for (i, (prompt, width, height)) in [
+        ("A lighthouse in a storm, waves crashing on the rocks", 1280, 720),
+        ("Sailing boat at sunset", 1280, 720),
+        ("A calm mountain lake at dawn with forest", 1280, 720),
+        ("Astronaut rocket flying through a purple galaxy", 1280, 720),
+        ("Cyberpunk city at night with neon lights", 720, 1280),
+        ("Northern lights over a frozen valley", 1280, 720),
+        ("A cat on the roof watching the moon", 720, 720),
+        ("Desert dunes and pyramids", 1280, 720),
+        ("Wild flowers in a meadow on a sunny day", 720, 1280),
+        ("A bold geometric poster for our new product", 1280, 720),
+        ("The sound of music as a dream", 1280, 720),
+        ("Ein Café in Zürich: größer, schöner, Привет, 日本", 1920, 1080),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let start = std::time::Instant::now();
+        let (_, picture) = made(&local, &image(prompt, size(width, height), 7)).await;
+        let drawn = start.elapsed();
+        std::fs::write(format!("{dir}/{i:02}.png"), &picture).unwrap();
+        let moving = video(input("a.png", picture), size(width, height), 4.0);
+        let start = std::time::Instant::now();
+        let (_, film) = made(&local, &moving).await;
+        let filmed = start.elapsed();
+        std::fs::write(format!("{dir}/{i:02}.mp4"), &film).unwrap();
+        let (_, spoken) = made(&local, &speech(prompt, None)).await;
+        let start = std::time::Instant::now();
+        let parts = (input("v.mp4", film), input("s.wav", spoken));
+        let (_, whole) = made(&local, &compose(parts.0, Some(parts.1), size(width, height), 4.0)).await;
+        let composed = start.elapsed();
+        let start = std::time::Instant::now();
+        made(&local, &thumbnail(input("v.mp4", whole), 2.0, 640)).await;
+        println!("{prompt}: image {drawn:?}, video {filmed:?}, compose {composed:?}, thumbnail {:?}", start.elapsed());
+    }
+}

@@ -41,7 +41,6 @@ pub(super) fn sea(canvas: &mut Canvas, palette: &Palette, words: &Words, dice: &
     let shallow = palette.sky[3].mix(palette.sky[1], 0.45).mix(palette.near, 0.12);
     let deep = palette.near.mix(palette.sky[0], 0.5);
     canvas.band(horizon, h, &[shallow.solid(), shallow.mix(deep, 0.55).solid(), deep.solid(), palette.near.solid()]);
-    glitter(canvas, sun_x, horizon, palette, dice);
     let sailing = words.any(&["boat", "ship", "sail", "sailing", "yacht", "fishing"]);
     let rocks =
         words.any(&["lighthouse", "coast", "rock", "cliff", "storm", "island"]) || (!sailing && dice.chance(0.35));
@@ -54,6 +53,9 @@ pub(super) fn sea(canvas: &mut Canvas, palette: &Palette, words: &Words, dice: &
         let base = horizon + (h - horizon) * (0.02 + near.powf(1.5) * 0.9);
         let swell = u * if storm { 0.05 + 0.10 * near } else { 0.008 + 0.035 * near };
         wave(canvas, base, swell, 9.0 - 6.5 * near, shallow.mix(deep, 0.25 + near * 0.75), palette, near, storm, dice);
+    }
+    if !storm {
+        glitter(canvas, sun_x, horizon, palette, dice);
     }
     if sailing || (!rocks && dice.chance(0.6)) {
         boat(canvas, w * (side + dice.range(-0.05, 0.05)), horizon + (h - horizon) * 0.16, u * 0.17, palette);
@@ -77,16 +79,24 @@ fn wave(
 ) {
     let ridge =
         Ridge { noise: dice.noise(), base, rise: swell, length, rough: if storm { 2 } else { 3 }, sharp: storm };
-    ridge.paint(canvas, tone.lighter(0.05), tone.darker(0.25));
+    // Light falls through the crest, and little of it reaches the trough.
+    let light = tone.mix(palette.sky[3], if storm { 0.34 } else { 0.20 });
+    let path = polygon(ridge.points(canvas));
+    let (top, foot) = (base - swell, base + swell * 1.2 + canvas.u * 0.02);
+    canvas.fade(path, (0.0, top), (0.0, foot), &[light.solid(), tone.solid(), tone.darker(0.3).solid()]);
     let crest: Vec<_> = ridge.points(canvas).filter(|(_, y)| *y < canvas.h).collect();
     let u = canvas.u;
     let foam = palette.sky[3].lighter(if storm { 0.35 } else { 0.15 });
-    // Foam lies on the crests only, in pieces.
-    for piece in crest.chunks((u * 0.05) as usize + 4) {
-        let high = piece.iter().map(|(_, y)| (base - y) / swell.max(1.0)).fold(0.0, f32::max);
-        if high > 0.6 && dice.chance(0.6) {
-            let width = u * (0.0012 + 0.0035 * near) * dice.range(0.5, 1.2);
-            canvas.stroke(polyline(piece.iter().copied()), width, foam.alpha(0.10 + 0.5 * (high - 0.5)));
+    // Foam lies on the crests only, and frays where it ends.
+    for piece in crest.windows(4).step_by(3) {
+        let high = piece.iter().map(|(_, y)| (base - y) / swell.max(1.0)).fold(1.0, f32::min);
+        if high > 0.58 && dice.chance(0.85) {
+            let width = u * (0.0016 + 0.0060 * near) * (high - 0.3) * dice.range(0.6, 1.3);
+            canvas.stroke(
+                polyline(piece.iter().copied()),
+                width,
+                foam.alpha((high - 0.5) * if storm { 1.5 } else { 0.8 }),
+            );
         }
     }
 }

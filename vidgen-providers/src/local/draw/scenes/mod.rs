@@ -28,6 +28,7 @@ pub(super) enum Scene {
 impl Scene {
     /// The scene whose words come first in the prompt, else one by the dice.
     pub(super) fn choose(words: &Words, dice: &mut Dice) -> Self {
+        // Words in the singular; one that ends in "ie" is a plural in "ies" without its "s".
         const CHOICES: [(Scene, &[&str]); 10] = [
             (
                 Scene::Sea,
