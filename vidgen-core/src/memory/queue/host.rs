@@ -67,6 +67,8 @@ impl State {
             self.park(new.id);
         } else {
             self.place(new.id, Place::Waiting(now.mono.saturating_add(new.delay)));
+            // Its limits are in force from now on, also for those who are parked.
+            self.admit_for(new.id);
         }
         Ok(Enqueued { job, replayed: false })
     }

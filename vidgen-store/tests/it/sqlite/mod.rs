@@ -2,6 +2,7 @@
 
 mod file;
 mod handles;
+mod measure;
 mod processes;
 
 use std::path::Path;
