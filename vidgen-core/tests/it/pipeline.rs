@@ -291,22 +291,18 @@ async fn a_run_that_fails_is_bought_again_and_only_what_was_billed_costs() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_may_not_buy_without_end() {
-    let studio = ScriptedProvider::new("studio");
-    studio.always(Some(Scene::Fails(RunFailure::new(ErrorKind::Unavailable, "bad luck").with_bill())));
-    let more = ScriptedProvider::new("more");
-    more.always(Some(Scene::Fails(RunFailure::new(ErrorKind::Unavailable, "bad luck").with_bill())));
-    let world = world(
-        Pipeline::named("default")
-            .video(studio.clone())
-            .or(more.clone())
-            .speech(studio.clone())
-            .compose(studio.clone()),
-    );
-    let id = world.create().await;
+    let (studio, more) = (ScriptedProvider::new("studio"), ScriptedProvider::new("more"));
+    for provider in [&studio, &more] {
+        provider.always(Some(Scene::Fails(RunFailure::new(ErrorKind::Unavailable, "bad luck").with_bill())));
+    }
+    // Three attempts each would be six purchases for a job of three steps.
+    let world = world(Pipeline::named("default").video(studio.clone()).or(more.clone()).compose(studio.clone()));
+    let created = world.vidgen.create(&world.tenant, JobRequest::new("a cat"), CreateOptions::default());
+    let id = created.await.unwrap().job.id;
     let job = world.finish(id).await;
-    assert_eq!(job.state, JobState::Failed);
-    let bought = studio.accepted().len() + more.accepted().len();
-    assert!(bought <= job.plan.steps.len() + 1, "{bought} submissions of {} steps", job.plan.steps.len());
+    assert_eq!((job.state, failure(&job)), (JobState::Failed, "too_many_submissions"));
+    assert_eq!(studio.accepted().len() + more.accepted().len(), job.plan.steps.len() + 1);
+    assert_eq!(world.usage().await.charged, Usd::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
