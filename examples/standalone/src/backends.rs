@@ -28,6 +28,7 @@ pub(crate) async fn open(settings: &Settings, links: SignedLinks) -> anyhow::Res
         .notifier(webhooks(settings)?)
         .media_links(links)
         .pipeline(pipeline)
+        .retention(settings.retention())
         .build()?)
 }
 

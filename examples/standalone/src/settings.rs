@@ -2,11 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
+use vidgen_core::Retention;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Settings {
@@ -37,6 +39,18 @@ pub(crate) struct Settings {
     /// How many jobs run at once; most of them only wait for a provider.
     #[arg(long, env = "CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) concurrency: u16,
+    /// How long completed jobs and their media are kept, in hours.
+    #[arg(long, env = "KEEP_COMPLETED_HOURS", default_value_t = 24, value_name = "HOURS")]
+    pub(crate) keep_completed_hours: u32,
+    /// How long failed and canceled jobs are kept, in hours.
+    #[arg(long, env = "KEEP_FAILED_HOURS", default_value_t = 168, value_name = "HOURS")]
+    pub(crate) keep_failed_hours: u32,
+    /// Keep at most so many completed jobs of each tenant; no such limit if absent.
+    #[arg(long, env = "MAX_COMPLETED", value_name = "JOBS")]
+    pub(crate) max_completed: Option<u32>,
+    /// Keep at most so many failed and canceled jobs of each tenant; no such limit if absent.
+    #[arg(long, env = "MAX_FAILED", value_name = "JOBS")]
+    pub(crate) max_failed: Option<u32>,
     /// What to log, e.g. `info` or `vidgen_core=debug`.
     #[arg(long, env = "LOG", value_name = "FILTER")]
     pub(crate) log: Option<String>,
@@ -67,6 +81,17 @@ impl Settings {
             bail!("DATABASE_URL must be `sqlite:` and the path of a file, since jobs have to survive a restart");
         }
         Ok(path.into())
+    }
+
+    /// How long ended jobs are kept.
+    pub(crate) fn retention(&self) -> Retention {
+        let hours = |hours: u32| Duration::from_secs(u64::from(hours) * 3600);
+        Retention {
+            completed: hours(self.keep_completed_hours),
+            failed: hours(self.keep_failed_hours),
+            max_completed: self.max_completed,
+            max_failed: self.max_failed,
+        }
     }
 
     /// The directory of the database, made if it is not there.
@@ -149,6 +174,13 @@ mod tests {
         for bad in ["postgres://user:secret@host/db", "sqlite:", "sqlite::memory:", "sqlite:v.db?mode=ro"] {
             assert_eq!(path(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn the_tutorials_retention_can_be_had() {
+        let kept = settings(&["--max-completed", "100", "--max-failed", "500"]).retention();
+        assert_eq!((kept.max_completed, kept.max_failed), (Some(100), Some(500)));
+        assert_eq!(settings(&[]).retention(), Retention::default());
     }
 
     #[test]
