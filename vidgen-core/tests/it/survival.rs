@@ -6,10 +6,18 @@ use std::time::Duration;
 use vidgen_core::memory::{Scene, ScriptedProvider};
 use vidgen_core::*;
 
-use crate::pipeline::world;
+use crate::pipeline::{World, everything_by, failure, world};
 
 fn bought(provider: &ScriptedProvider, step: StepKind) -> usize {
     provider.accepted().iter().filter(|s| s.as_str().contains(step.as_str())).count()
+}
+
+async fn accepted(world: &World, id: JobId, step: StepKind) -> Job {
+    let mut job = world.job(id).await;
+    while !job.step(step).is_some_and(|s| matches!(s.state, StepState::Accepted { .. })) {
+        job = world.vidgen.watch(&world.tenant, id, job.version, Duration::from_secs(5)).await.unwrap();
+    }
+    job
 }
 
 #[tokio::test(start_paused = true)]
@@ -34,4 +42,28 @@ async fn a_refused_resend_says_nothing_of_the_submission_whose_answer_was_lost()
         assert_eq!(job.state, JobState::Completed, "{kind:?}: {:?}", job.failure);
         assert_eq!((bought(&keyed, StepKind::Video), bought(&spare, StepKind::Video)), (1, 0), "{kind:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_ended_while_no_worker_lived_is_fetched_however_late() {
+    let studio = ScriptedProvider::new("studio").with_poll_floor(Duration::from_secs(5));
+    let world = world(everything_by(&studio));
+    let id = world.create().await;
+    let worker = world.vidgen.worker().spawn();
+    accepted(&world, id, StepKind::Video).await;
+    worker.shutdown().await;
+    tokio::time::sleep(Duration::from_secs(3 * 3600)).await;
+    let job = world.finish(id).await;
+    assert_eq!(job.state, JobState::Completed, "{:?}", job.failure);
+    assert_eq!((bought(&studio, StepKind::Video), studio.cancels().len()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_nobody_can_look_at_is_given_up_in_the_end() {
+    let studio = ScriptedProvider::new("studio");
+    studio.then(StepKind::Video, Scene::Garbles);
+    let world = world(everything_by(&studio));
+    let id = world.create().await;
+    let job = world.finish(id).await;
+    assert_eq!((job.state, failure(&job)), (JobState::Failed, "timed_out"));
 }
