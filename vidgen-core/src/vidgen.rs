@@ -252,10 +252,11 @@ impl Vidgen {
     /// Removes a job that ended, and its media.
     ///
     /// # Errors
-    /// `NotFound`; `Conflict` if it is live.
+    /// `NotFound`; `Conflict` if it is live or has a step in doubt.
     pub async fn delete(&self, tenant: &TenantId, id: JobId) -> Result<()> {
         let job = self.get(tenant, id).await?;
-        if job.state.is_ended() {
+        // Where the queue will refuse, the media stay: the record goes on naming them.
+        if job.state.is_ended() && job.held == crate::Usd::ZERO {
             self.inner.store.delete_prefix(&media_prefix(id)).await?;
         }
         self.inner.queue.delete(tenant, id).await

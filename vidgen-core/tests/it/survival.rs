@@ -67,3 +67,23 @@ async fn a_run_that_nobody_can_look_at_is_given_up_in_the_end() {
     let job = world.finish(id).await;
     assert_eq!((job.state, failure(&job)), (JobState::Failed, "timed_out"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_delete_leaves_the_media_that_were_paid_for() {
+    let (studio, blind) = (ScriptedProvider::new("studio"), ScriptedProvider::new("blind").without_find());
+    blind.then(StepKind::Video, Scene::LosesAnswer);
+    let world = world(
+        Pipeline::named("default")
+            .image(studio.clone())
+            .video(blind.clone())
+            .speech(studio.clone())
+            .compose(studio.clone()),
+    );
+    let id = world.create().await;
+    let job = world.finish(id).await;
+    assert_eq!(failure(&job), "outcome_unknown");
+    let Some(StepState::Done { media, .. }) = job.step(StepKind::Image).map(|s| &s.state) else { panic!() };
+    let refused = world.vidgen.delete(&world.tenant, id).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Conflict);
+    world.vidgen.store().head(&media.key).await.expect("the job still names it");
+}
