@@ -87,3 +87,21 @@ async fn a_refused_delete_leaves_the_media_that_were_paid_for() {
     assert_eq!(refused.kind(), ErrorKind::Conflict);
     world.vidgen.store().head(&media.key).await.expect("the job still names it");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_of_a_canceled_job_does_not_hold_again_what_was_charged() {
+    let studio = ScriptedProvider::new("studio");
+    studio.then(StepKind::Video, Scene::RunsForever);
+    let world = world(everything_by(&studio));
+    let id = world.create().await;
+    let worker = world.vidgen.worker().spawn();
+    accepted(&world, id, StepKind::Video).await;
+    world.vidgen.cancel(&world.tenant, id).await.unwrap();
+    let job = world.ended(id).await;
+    worker.shutdown().await;
+    assert_eq!((job.state, world.usage().await.charged), (JobState::Canceled, Usd::from_cents(65)));
+    world.vidgen.retry(&world.tenant, id, None).await.unwrap();
+    assert_eq!(world.usage().await.held, Usd::from_cents(50), "the video once more, and nothing twice");
+    assert_eq!(world.finish(id).await.cost, Usd::from_cents(115));
+    assert_eq!(world.usage().await.charged, Usd::from_cents(115));
+}
