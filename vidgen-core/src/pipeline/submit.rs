@@ -13,7 +13,7 @@ use crate::pipeline::run::{Halt, Run};
 use crate::pipeline::step;
 use crate::pipeline::task::{task, task_hash};
 use crate::pipeline::{PlannedStep, Route};
-use crate::provider::{Capabilities, Submission, SubmitOptions};
+use crate::provider::{Capabilities, Resubmit, Submission, SubmitOptions};
 
 /// Which request for a submission this is.
 #[derive(Clone, Copy, Debug)]
@@ -103,7 +103,8 @@ impl Run {
     ) -> Result<Option<Duration>, Halt> {
         let Some(submission) = self.record(planned.step).open_submission().cloned() else { return Ok(None) };
         self.lock().sent.insert(planned.step);
-        let run = self.clone();
+        let free = route.provider.capabilities().resubmit == Resubmit::Free;
+        let (run, sent) = (self.clone(), planned.clone());
         let sending = tokio::spawn(async move {
             let timeout = route.provider.capabilities().submit_timeout;
             let started = run.inner.clock.monotonic();
@@ -117,11 +118,18 @@ impl Run {
             let took = run.inner.clock.monotonic().saturating_sub(started);
             run.count(&submission, answer.as_ref().err());
             let wait = answer.as_ref().err().and_then(Error::retry_after);
-            let known = run.write_outcome(&planned, answer, took, request).await?;
+            let known = run.write_outcome(&sent, answer, took, request).await?;
             Ok((!known).then(|| wait.unwrap_or_else(|| backoff(1))))
         });
         // A panic in a provider's client says nothing of what the remote saw: unknown.
-        sending.await.unwrap_or_else(|_| Ok(Some(backoff(1))))
+        let unknown = sending.await.unwrap_or_else(|_| Ok(Some(backoff(1))))?;
+        if free && unknown.is_some() {
+            // It counts as a failure, or what never answers would be sent for ever.
+            let error = Error::new(ErrorKind::Unavailable, "pipeline", "the provider did not take it");
+            self.write_outcome(&planned, Err(error), Duration::ZERO, request).await?;
+            return Ok(None);
+        }
+        Ok(unknown)
     }
 
     /// Says whether the outcome is known.

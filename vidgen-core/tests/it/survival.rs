@@ -89,6 +89,18 @@ async fn a_refused_delete_leaves_the_media_that_were_paid_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_free_submit_that_never_leads_anywhere_is_given_up() {
+    for scene in [Scene::Rejects(ErrorKind::Internal), Scene::LosesRequest] {
+        let free = ScriptedProvider::new("free").with_resubmit(Resubmit::Free);
+        free.always(Some(scene.clone()));
+        let world = world(everything_by(&free));
+        let id = world.create().await;
+        let job = world.finish(id).await;
+        assert_eq!((job.state, failure(&job)), (JobState::Failed, "unavailable"), "{scene:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_retry_of_a_canceled_job_does_not_hold_again_what_was_charged() {
     let studio = ScriptedProvider::new("studio");
     studio.then(StepKind::Video, Scene::RunsForever);
