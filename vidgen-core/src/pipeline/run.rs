@@ -93,6 +93,12 @@ pub(super) struct Shared {
     store_time: (Timestamp, Duration),
 }
 
+impl Shared {
+    fn winds_down(&self) -> bool {
+        self.cancel || self.records.iter().any(|r| ends_the_job(&r.state))
+    }
+}
+
 /// Runs a claimed job until it ended or was handed back.
 pub(crate) async fn run(
     inner: Arc<Inner>,
@@ -193,7 +199,7 @@ impl Run {
     fn startable(&self) -> Vec<PlannedStep> {
         let shared = self.lock();
         let state = |id: StepId| shared.records.iter().find(|r| r.step == id).map(|r| &r.state);
-        let winding_down = shared.cancel || shared.records.iter().any(|r| ends_the_job(&r.state));
+        let winding_down = shared.winds_down();
         let ready = |planned: &&PlannedStep| match state(planned.step) {
             Some(StepState::Intent { .. } | StepState::Accepted { .. }) => true,
             Some(StepState::Waiting { .. }) | None => {
@@ -222,7 +228,7 @@ impl Run {
                     self.checkpoint(*record, None).await?;
                 }
                 Next::Submit { route } => {
-                    if self.canceled() {
+                    if self.winds_down() {
                         return Ok(Driven::Ended);
                     }
                     self.submit(&planned, &record, route).await?;
@@ -448,6 +454,11 @@ impl Run {
         let mut shared = self.lock();
         shared.cancel |= self.signals.borrow().cancel;
         shared.cancel
+    }
+
+    /// Whether nothing new is to be bought for this job: it is canceled, or cannot succeed.
+    pub(super) fn winds_down(&self) -> bool {
+        self.canceled() || self.lock().winds_down()
     }
 
     /// The store's time, as far as it is known.

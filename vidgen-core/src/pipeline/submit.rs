@@ -60,7 +60,7 @@ impl Run {
         let started = self.inner.clock.monotonic();
         self.checkpoint(intent, None).await?;
         let late = self.inner.clock.monotonic().saturating_sub(started) >= self.inner.timing.post_within;
-        if late || self.canceled() || self.check().is_err() {
+        if late || self.winds_down() || self.check().is_err() {
             // Nobody sent it, and nobody will: the slot stays free.
             let error = Err(Error::new(ErrorKind::NotSent, "pipeline", "it was not sent in time"));
             return self.write_outcome(planned, error, Duration::ZERO, Request::First).await.map(|_| ());

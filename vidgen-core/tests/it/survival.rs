@@ -101,6 +101,19 @@ async fn a_free_submit_that_never_leads_anywhere_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_more_is_bought_for_a_job_that_cannot_succeed() {
+    let (first, spare) = (ScriptedProvider::new("first"), ScriptedProvider::new("spare"));
+    first.then(StepKind::Video, Scene::Fails(RunFailure::new(ErrorKind::Unsupported, "not this one")));
+    spare.then(StepKind::Speech, Scene::Rejects(ErrorKind::Refused));
+    let world =
+        world(Pipeline::named("default").video(first).or(spare.clone()).speech(spare.clone()).compose(spare.clone()));
+    let id = world.create().await;
+    let job = world.finish(id).await;
+    assert_eq!((job.state, failure(&job)), (JobState::Failed, "content_refused"));
+    assert!(spare.accepted().is_empty(), "{:?}", spare.accepted());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_retry_of_a_canceled_job_does_not_hold_again_what_was_charged() {
     let studio = ScriptedProvider::new("studio");
     studio.then(StepKind::Video, Scene::RunsForever);
