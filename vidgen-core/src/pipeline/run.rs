@@ -251,9 +251,13 @@ impl Run {
                 Next::Poll => match route {
                     Some(route) => Polling::new(&self, &planned, route).follow().await?,
                     None => {
+                        let Some(submission) = record.open_submission() else { return Ok(Driven::Ended) };
                         let reason = "the server no longer has the provider that was working on it";
-                        let record = step::stopped(&record, Failure::new(ErrorKind::Unsupported, reason));
-                        self.checkpoint(record, None).await?;
+                        let failure = Failure::new(ErrorKind::Unsupported, reason);
+                        // It was bought, and nobody can ask what it cost: that is never nothing (M7).
+                        let cost = step::cost_of(None, submission);
+                        let (record, cost) = step::after_waste(&record, &planned, failure, cost, self.now());
+                        self.checkpoint(record, cost).await?;
                     }
                 },
             }

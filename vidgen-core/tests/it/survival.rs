@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use vidgen_core::memory::{Scene, ScriptedProvider};
+use vidgen_core::memory::{MemoryStore, Scene, ScriptedProvider};
 use vidgen_core::*;
 
-use crate::pipeline::{World, everything_by, failure, world};
+use crate::pipeline::{World, clock, everything_by, failure, world};
 
 fn bought(provider: &ScriptedProvider, step: StepKind) -> usize {
     provider.accepted().iter().filter(|s| s.as_str().contains(step.as_str())).count()
@@ -98,6 +98,30 @@ async fn a_free_submit_that_never_leads_anywhere_is_given_up() {
         let job = world.finish(id).await;
         assert_eq!((job.state, failure(&job)), (JobState::Failed, "unavailable"), "{scene:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_at_a_provider_that_the_host_no_longer_has_is_not_free() {
+    let (old, studio) = (ScriptedProvider::new("old"), ScriptedProvider::new("studio"));
+    let old = old.with_poll_floor(Duration::from_secs(5));
+    let with = |video: &ScriptedProvider| {
+        Pipeline::named("default").video(video.clone()).speech(studio.clone()).compose(studio.clone())
+    };
+    let before = world(with(&old));
+    let id = before.create().await;
+    let worker = before.vidgen.worker().spawn();
+    accepted(&before, id, StepKind::Video).await;
+    worker.shutdown().await;
+    let vidgen = Vidgen::builder()
+        .queue(before.queue.clone())
+        .store(MemoryStore::new())
+        .notifier(before.notifier.clone())
+        .pipeline(with(&studio))
+        .clock(clock())
+        .build()
+        .unwrap();
+    let job = World { vidgen, ..before }.finish(id).await;
+    assert_eq!((job.state, job.cost), (JobState::Failed, Usd::from_cents(55)), "speech, and the video at its price");
 }
 
 #[tokio::test(start_paused = true)]
