@@ -161,7 +161,7 @@ impl Run {
                 }
                 match next_wait.map(|moment| until(now, moment)) {
                     Some(wait) if wait > SHORT_WAIT => {
-                        self.release(wait, self.waits_for_an_attempt()).await;
+                        self.release(wait, self.used_an_attempt()).await;
                         return Ok(());
                     }
                     Some(wait) => {
@@ -512,12 +512,13 @@ impl Run {
         shared.records.iter().map(bought).sum()
     }
 
-    fn waits_for_an_attempt(&self) -> bool {
-        let shared = self.lock();
-        shared.records.iter().any(|r| {
-            matches!(r.state, StepState::Waiting { .. })
-                && r.attempts.last().is_some_and(|a| a.kind != ErrorKind::RateLimited)
-        })
+    /// Whether a submission failed under this claim. One that failed before was counted then,
+    /// however often a breaker or a provider that is asked again makes the job wait since.
+    fn used_an_attempt(&self) -> bool {
+        let failed = |records: &[StepRecord]| {
+            records.iter().flat_map(|r| &r.attempts).filter(|a| a.kind != ErrorKind::RateLimited).count()
+        };
+        failed(&self.lock().records) > failed(&self.job.steps)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {

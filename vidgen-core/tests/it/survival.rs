@@ -101,6 +101,25 @@ async fn a_free_submit_that_never_leads_anywhere_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn waiting_for_a_breaker_uses_up_no_attempt() {
+    let studio = ScriptedProvider::new("studio");
+    let world = world(everything_by(&studio));
+    let mut ids = vec![];
+    for _ in 0..64 {
+        ids.push(world.create().await);
+    }
+    studio.always(Some(Scene::Rejects(ErrorKind::Unavailable)));
+    let worker = world.vidgen.worker().spawn();
+    tokio::time::sleep(Duration::from_secs(25 * 60)).await;
+    studio.always(None);
+    for id in ids {
+        let job = world.ended(id).await;
+        assert_ne!(job.failure.map(|f| f.code).as_deref(), Some("poison"), "{} attempts", job.attempts);
+    }
+    worker.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_run_at_a_provider_that_the_host_no_longer_has_is_not_free() {
     let (old, studio) = (ScriptedProvider::new("old"), ScriptedProvider::new("studio"));
     let old = old.with_poll_floor(Duration::from_secs(5));
