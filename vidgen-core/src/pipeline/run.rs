@@ -6,6 +6,7 @@
 //! worker finds a record that [`step::next`] knows how to go on from.
 
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -55,7 +56,7 @@ pub(crate) enum Halt {
     Lost,
     /// The worker is stopping.
     Stopped,
-    /// The queue refused a write for a reason of ours.
+    /// The queue refused a write for a reason of ours, or a provider's client panicked.
     Fault(Error),
 }
 
@@ -150,7 +151,12 @@ impl Run {
                     if !running.contains(&planned.step) && !waits.contains_key(&planned.step) {
                         running.push(planned.step);
                         let (run, id) = (self.clone(), planned.step);
-                        active.push(async move { (id, run.drive(planned).await) }.boxed());
+                        // A client that panics ends its own step's driver only: the submit of the
+                        // step beside it may be on the wire, and its outcome needs the claim.
+                        let driven = AssertUnwindSafe(run.drive(planned)).catch_unwind();
+                        let panicked =
+                            |_| Err(Halt::Fault(Error::internal("pipeline", "a provider's client panicked")));
+                        active.push(driven.map(move |driven| (id, driven.unwrap_or_else(panicked))).boxed());
                     }
                 }
             }
@@ -187,9 +193,9 @@ impl Run {
         }
     }
 
-    /// A write was refused for a reason of ours: later, perhaps by another version, it may go through.
+    /// Later, perhaps by another version, what failed for a reason of ours may go through.
     async fn hand_back_after(&self, error: &Error) {
-        tracing::error!(job = %self.job.id, %error, "a write was refused");
+        tracing::error!(job = %self.job.id, %error, "a run cannot go on");
         let attempts = usize::try_from(self.job.attempts).unwrap_or_default();
         self.release(crate::pipeline::route::backoff(attempts + 1), true).await;
     }

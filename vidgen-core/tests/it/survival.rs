@@ -1,8 +1,11 @@
 //! What must be neither bought twice nor lost when providers, queues and clocks misbehave at the
 //! worst moment.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use vidgen_core::memory::{MemoryStore, Scene, ScriptedProvider};
 use vidgen_core::*;
 
@@ -18,6 +21,55 @@ async fn accepted(world: &World, id: JobId, step: StepKind) -> Job {
         job = world.vidgen.watch(&world.tenant, id, job.version, Duration::from_secs(5)).await.unwrap();
     }
     job
+}
+
+/// A provider whose client misbehaves, each so many times.
+#[derive(Clone, Debug)]
+struct Odd {
+    inner: ScriptedProvider,
+    submit_takes: Duration,
+    poll_panics: Arc<AtomicU32>,
+    poll_hangs: Arc<AtomicU32>,
+}
+
+impl Odd {
+    fn new(inner: ScriptedProvider) -> Self {
+        Self { inner, submit_takes: Duration::ZERO, poll_panics: Arc::default(), poll_hangs: Arc::default() }
+    }
+}
+
+fn taken(times: &AtomicU32) -> bool {
+    times.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+}
+
+#[async_trait]
+impl Provider for Odd {
+    fn id(&self) -> ProviderId {
+        self.inner.id()
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    async fn submit(&self, task: &Task, options: &SubmitOptions) -> Result<Handle> {
+        tokio::time::sleep(self.submit_takes).await;
+        self.inner.submit(task, options).await
+    }
+    async fn poll(&self, handle: &Handle) -> Result<Snapshot> {
+        assert!(!taken(&self.poll_panics), "the client's own bug");
+        if taken(&self.poll_hangs) {
+            std::future::pending::<()>().await;
+        }
+        self.inner.poll(handle).await
+    }
+    async fn open(&self, output: &Output) -> Result<Body> {
+        self.inner.open(output).await
+    }
+    async fn cancel(&self, handle: &Handle) -> Result<()> {
+        self.inner.cancel(handle).await
+    }
+    async fn find(&self, submission: &Submission) -> Result<Lookup> {
+        self.inner.find(submission).await
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -98,6 +150,19 @@ async fn a_free_submit_that_never_leads_anywhere_is_given_up() {
         let job = world.finish(id).await;
         assert_eq!((job.state, failure(&job)), (JobState::Failed, "unavailable"), "{scene:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_panics_does_not_lose_the_submit_of_the_step_beside_it() {
+    let blind = ScriptedProvider::new("blind").without_find();
+    let slow = Odd { submit_takes: Duration::from_secs(5), ..Odd::new(blind.clone()) };
+    let studio = ScriptedProvider::new("studio");
+    let panicky = Odd { poll_panics: Arc::new(AtomicU32::new(1)), ..Odd::new(studio.clone()) };
+    let world = world(Pipeline::named("default").video(slow).speech(panicky).compose(studio.clone()));
+    let id = world.create().await;
+    let job = world.finish(id).await;
+    assert_eq!(job.state, JobState::Completed, "{:?}", job.failure);
+    assert_eq!((bought(&blind, StepKind::Video), job.attempts), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
