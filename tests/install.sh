@@ -9,7 +9,7 @@ for pair in "$@"; do
     package=${pair#*=}
     # Some servers are not in PATH.
     if ! command -v "$command" >/dev/null 2>&1 && ! compgen -G "/usr/lib/*/*/bin/$command" >/dev/null; then
-        missing+=("$package")
+        if [[ " ${missing[*]} " != *" $package "* ]]; then missing+=("$package"); fi
     fi
 done
 if [ ${#missing[@]} -eq 0 ]; then exit 0; fi

@@ -19,19 +19,19 @@ tests/services/private.sh start "$services"
 . "$services/env"
 export VIDGEN_REQUIRE_SERVICES=1
 
-# One set of flags for every step, so that nothing is built twice.
-export RUSTFLAGS="-D warnings"
+# Not RUSTFLAGS: other flags than everyday's would build every dependency once more.
 export RUSTDOCFLAGS="-D warnings"
 
 step "format"
 cargo fmt --all --check
 
 step "lints"
-cargo clippy --workspace --all-targets --all-features
+lint() { cargo clippy --locked "$@" -- -D warnings; }
+lint --workspace --all-targets --all-features
 # Each feature alone, and none: what a host may choose must build.
-for features in "" net conformance; do cargo clippy -q -p vidgen-core --no-default-features --features "$features"; done
-for features in "" local; do cargo clippy -q -p vidgen-providers --no-default-features --features "$features"; done
-for features in "" sqlite fs; do cargo clippy -q -p vidgen-store --no-default-features --features "$features"; done
+for features in "" net conformance; do lint -q -p vidgen-core --no-default-features --features "$features"; done
+for features in "" local; do lint -q -p vidgen-providers --no-default-features --features "$features"; done
+for features in "" sqlite object fs; do lint -q -p vidgen-store --no-default-features --features "$features"; done
 
 step "docs"
 cargo doc --workspace --all-features --no-deps
@@ -42,7 +42,6 @@ cargo build --workspace --all-features --bins
 cargo test --workspace --all-features
 
 step "packages"
-# Warnings of dependencies are not ours to deny here.
-RUSTFLAGS="" cargo package --allow-dirty -p vidgen-core -p vidgen-providers -p vidgen-store -p vidgen-http
+cargo package --allow-dirty -p vidgen-core -p vidgen-providers -p vidgen-store -p vidgen-http
 
 step "done: everything passed"

@@ -14,25 +14,7 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 command -v cargo >/dev/null || fail "cargo was not found: install Rust from https://rustup.rs"
 
 # --- tools ---
-missing=()
-command -v ffmpeg >/dev/null && command -v ffprobe >/dev/null || missing+=(ffmpeg)
-command -v espeak-ng >/dev/null || missing+=(espeak-ng)
-if [ ${#missing[@]} -gt 0 ]; then
-  if command -v apt-get >/dev/null; then
-    root=()
-    if [ "$(id -u)" -ne 0 ]; then
-      command -v sudo >/dev/null || fail "missing: ${missing[*]}. As root: apt-get install ${missing[*]}"
-      root=(sudo)
-    fi
-    say "installing ${missing[*]} with ${root[*]:+sudo }apt-get"
-    "${root[@]}" apt-get update -qq >&2
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
-  elif [[ " ${missing[*]} " == *" ffmpeg "* ]]; then
-    fail "missing: ${missing[*]}. Install them with your package manager (brew, dnf, pacman, …) and run this again"
-  else
-    say "espeak-ng is missing, so nothing will be spoken; install it with your package manager"
-  fi
-fi
+"$repo/tests/install.sh" cc=build-essential ffmpeg=ffmpeg ffprobe=ffmpeg espeak-ng=espeak-ng >&2
 
 # --- build: the development profile, since it is there several times sooner and ffmpeg does the work ---
 say "building, if there is something to build (a few minutes the first time)"

@@ -11,23 +11,23 @@ use vidgen_core::*;
 use vidgen_tests::faults::{Crash, Faults, Faulty, Point};
 
 /// What outlives a crash: the queue's, the store's and the provider's own state.
-struct World {
+pub(crate) struct World {
     clock: VirtualClock,
-    queue: MemoryQueue,
+    pub(crate) queue: MemoryQueue,
     store: MemoryStore,
-    notifier: MemoryNotifier,
-    studio: ScriptedProvider,
+    pub(crate) notifier: MemoryNotifier,
+    pub(crate) studio: ScriptedProvider,
 }
 
 impl World {
-    fn new(studio: ScriptedProvider) -> Self {
+    pub(crate) fn new(studio: ScriptedProvider) -> Self {
         let clock = VirtualClock::starting_at(Timestamp::from_second(1_800_000_000).unwrap());
         let queue = MemoryQueue::with_clock(clock);
         Self { clock, queue, store: MemoryStore::new(), notifier: MemoryNotifier::new(), studio }
     }
 
     /// A process of its own: the same state behind `faults`.
-    fn process(&self, faults: &Faults) -> Vidgen {
+    pub(crate) fn process(&self, faults: &Faults) -> Vidgen {
         let studio = Faulty::new(self.studio.clone(), faults);
         Vidgen::builder()
             .queue(Faulty::new(self.queue.clone(), faults))
@@ -45,12 +45,12 @@ impl World {
             .unwrap()
     }
 
-    async fn job(&self, id: JobId) -> Job {
+    pub(crate) async fn job(&self, id: JobId) -> Job {
         self.queue.get(&TenantId::single(), id).await.unwrap()
     }
 }
 
-fn request() -> JobRequest {
+pub(crate) fn request() -> JobRequest {
     JobRequest::new("a cat").with_script("meow").with_webhook_url("https://example.com/hook")
 }
 
@@ -67,7 +67,7 @@ async fn one_job(studio: ScriptedProvider, at: Option<(Point, u32)>) -> (World, 
         () = faults.crashed() => None,
     };
     let worker = first.worker().spawn();
-    let second = world.process(&Faults::new(Crash::Freeze, None));
+    let second = world.process(&Faults::none());
     // The client whose answer was lost asks again, under the same key.
     let id = match created {
         Some(id) => id,
@@ -87,7 +87,7 @@ async fn one_job(studio: ScriptedProvider, at: Option<(Point, u32)>) -> (World, 
 }
 
 /// Waits until the job ended and its event was delivered.
-async fn settled(world: &World, id: JobId) {
+pub(crate) async fn settled(world: &World, id: JobId) {
     for _ in 0..100_000 {
         let log =
             world.queue.deliveries(&TenantId::single(), &DeliveryFilter { job: Some(id), limit: 10 }).await.unwrap();
@@ -99,7 +99,7 @@ async fn settled(world: &World, id: JobId) {
     panic!("the job never ended: {:#?}", world.job(id).await);
 }
 
-fn check(world: &World, job: &Job, label: &str) {
+pub(crate) fn check(world: &World, job: &Job, label: &str) {
     assert_eq!(job.state, JobState::Completed, "{label}: {:?}", job.failure);
     let accepted = world.studio.accepted();
     let slots: BTreeSet<_> = accepted.iter().collect();
@@ -142,7 +142,7 @@ async fn a_crash_around_the_submit_to_a_provider_that_cannot_look_up_is_never_a_
             faults.crashed().await;
             drop(worker);
             let before = world.studio.requests();
-            let second = world.process(&Faults::new(Crash::Freeze, None));
+            let second = world.process(&Faults::none());
             let worker = second.worker().spawn();
             settled(&world, id).await;
             worker.shutdown().await;
@@ -171,7 +171,7 @@ async fn where_the_provider_knows_its_keys_the_submission_is_resent_under_its_ow
 async fn a_job_at_which_every_worker_dies_is_given_up() {
     let world = World::new(ScriptedProvider::new("studio"));
     let ids = {
-        let host = world.process(&Faults::new(Crash::Freeze, None));
+        let host = world.process(&Faults::none());
         host.create(&TenantId::single(), request(), CreateOptions::default()).await.unwrap().job.id
     };
     for _ in 0..3 {
@@ -181,7 +181,7 @@ async fn a_job_at_which_every_worker_dies_is_given_up() {
         faults.crashed().await;
         drop(worker);
     }
-    let worker = world.process(&Faults::new(Crash::Freeze, None)).worker().spawn();
+    let worker = world.process(&Faults::none()).worker().spawn();
     settled(&world, ids).await;
     worker.shutdown().await;
     let job = world.job(ids).await;

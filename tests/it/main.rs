@@ -12,5 +12,6 @@
 mod crash_memory;
 mod crash_sqlite;
 mod layering;
+mod lease;
 mod standalone;
 mod third_party;

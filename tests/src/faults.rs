@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -89,6 +90,8 @@ struct Inner {
     crash: Crash,
     at: Option<(Point, u32)>,
     visits: Mutex<HashMap<Point, u32>>,
+    delays: Mutex<HashMap<Point, Duration>>,
+    deaf: AtomicBool,
     dead: watch::Sender<bool>,
 }
 
@@ -96,8 +99,32 @@ impl Faults {
     /// Crashes at the `visit`-th visit (from 1) of `point`, or never.
     #[must_use]
     pub fn new(crash: Crash, at: Option<(Point, u32)>) -> Self {
-        let inner = Inner { crash, at, visits: Mutex::default(), dead: watch::Sender::new(false) };
+        let inner = Inner {
+            crash,
+            at,
+            visits: Mutex::default(),
+            delays: Mutex::default(),
+            deaf: AtomicBool::new(false),
+            dead: watch::Sender::new(false),
+        };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// Never crashes; for delays and deafness alone.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::new(Crash::Freeze, None)
+    }
+
+    /// Makes the next visit of `point` take so long.
+    pub fn delay(&self, point: Point, duration: Duration) {
+        self.inner.delays.lock().unwrap().insert(point, duration);
+    }
+
+    /// Lets no beat be answered any more, as if the network between worker and queue were cut for
+    /// beats alone.
+    pub fn deafen(&self) {
+        self.inner.deaf.store(true, Ordering::SeqCst);
     }
 
     /// How often each point was visited.
@@ -122,6 +149,10 @@ impl Faults {
     pub async fn reach(&self, point: Point) {
         if self.visit(point) {
             std::future::pending::<()>().await;
+        }
+        let delay = self.inner.delays.lock().unwrap().remove(&point);
+        if let Some(delay) = delay {
+            tokio::time::sleep(delay).await;
         }
     }
 
@@ -238,6 +269,9 @@ impl<T: Queue> Queue for Faulty<T> {
         self.faults.around(None, self.inner.usage(tenant, filter), None).await
     }
     async fn heartbeat(&self, worker: WorkerId, held: &[Claim]) -> Result<Beat> {
+        if self.faults.inner.deaf.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         self.faults.around(None, self.inner.heartbeat(worker, held), None).await
     }
     async fn expired(&self, retention: &Retention, max: usize) -> Result<Vec<JobId>> {

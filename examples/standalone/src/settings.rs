@@ -22,7 +22,7 @@ pub(crate) struct Settings {
     /// Where media are kept.
     #[arg(long, env = "MEDIA_DIR", default_value = "data/media", value_name = "DIR")]
     pub(crate) media_dir: PathBuf,
-    /// Where users reach this server, e.g. https://video.example; for links.
+    /// Where users reach this server, such as <https://video.example>; for links.
     #[arg(long, env = "PUBLIC_URL", value_name = "URL")]
     pub(crate) public_url: Option<String>,
     /// Signs webhooks. If absent, one is made and kept beside the database.

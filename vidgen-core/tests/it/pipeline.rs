@@ -291,22 +291,18 @@ async fn a_run_that_fails_is_bought_again_and_only_what_was_billed_costs() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_may_not_buy_without_end() {
-    let studio = ScriptedProvider::new("studio");
-    studio.always(Some(Scene::Fails(RunFailure::new(ErrorKind::Unavailable, "bad luck").with_bill())));
-    let more = ScriptedProvider::new("more");
-    more.always(Some(Scene::Fails(RunFailure::new(ErrorKind::Unavailable, "bad luck").with_bill())));
-    let world = world(
-        Pipeline::named("default")
-            .video(studio.clone())
-            .or(more.clone())
-            .speech(studio.clone())
-            .compose(studio.clone()),
-    );
-    let id = world.create().await;
+    let (studio, more) = (ScriptedProvider::new("studio"), ScriptedProvider::new("more"));
+    for provider in [&studio, &more] {
+        provider.always(Some(Scene::Fails(RunFailure::new(ErrorKind::Unavailable, "bad luck").with_bill())));
+    }
+    // Three attempts each would be six purchases for a job of three steps.
+    let world = world(Pipeline::named("default").video(studio.clone()).or(more.clone()).compose(studio.clone()));
+    let created = world.vidgen.create(&world.tenant, JobRequest::new("a cat"), CreateOptions::default());
+    let id = created.await.unwrap().job.id;
     let job = world.finish(id).await;
-    assert_eq!(job.state, JobState::Failed);
-    let bought = studio.accepted().len() + more.accepted().len();
-    assert!(bought <= job.plan.steps.len() + 1, "{bought} submissions of {} steps", job.plan.steps.len());
+    assert_eq!((job.state, failure(&job)), (JobState::Failed, "too_many_submissions"));
+    assert_eq!(studio.accepted().len() + more.accepted().len(), job.plan.steps.len() + 1);
+    assert_eq!(world.usage().await.charged, Usd::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
@@ -519,4 +515,81 @@ async fn a_job_canceled_between_two_workers_is_canceled_at_the_provider_and_sett
     assert_eq!((job.state, studio.cancels().len()), (JobState::Canceled, 1));
     let usage = world.usage().await;
     assert_eq!((job.cost, usage.charged, usage.held), (Usd::from_cents(65), Usd::from_cents(65), Usd::ZERO));
+}
+
+/// A store that is away for the next so many writes.
+#[derive(Clone, Debug)]
+struct Away {
+    store: MemoryStore,
+    writes: Arc<std::sync::atomic::AtomicU32>,
+}
+
+#[async_trait::async_trait]
+impl Store for Away {
+    async fn put(&self, key: &MediaKey, body: Body) -> Result<u64> {
+        let left = self.writes.load(std::sync::atomic::Ordering::SeqCst);
+        if left > 0 {
+            self.writes.store(left - 1, std::sync::atomic::Ordering::SeqCst);
+            return Err(Error::new(ErrorKind::Unavailable, "store", "is away"));
+        }
+        self.store.put(key, body).await
+    }
+    async fn get(&self, key: &MediaKey, range: Option<ByteRange>) -> Result<Media> {
+        self.store.get(key, range).await
+    }
+    async fn head(&self, key: &MediaKey) -> Result<MediaHead> {
+        self.store.head(key).await
+    }
+    async fn link(&self, key: &MediaKey, life: Duration) -> Result<Option<url::Url>> {
+        self.store.link(key, life).await
+    }
+    async fn delete(&self, key: &MediaKey) -> Result<()> {
+        self.store.delete(key).await
+    }
+    async fn delete_prefix(&self, prefix: &str) -> Result<u64> {
+        self.store.delete_prefix(prefix).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_delays_a_job_and_never_buys_again() {
+    let studio = ScriptedProvider::new("studio");
+    let clock = clock();
+    let writes = Arc::new(std::sync::atomic::AtomicU32::new(20));
+    let queue = MemoryQueue::with_clock(clock);
+    let vidgen = Vidgen::builder()
+        .queue(queue.clone())
+        .store(Away { store: MemoryStore::new(), writes })
+        .pipeline(everything_by(&studio))
+        .clock(clock)
+        .build()
+        .unwrap();
+    let world = World { vidgen, queue, notifier: MemoryNotifier::new(), tenant: TenantId::single() };
+    let request = JobRequest::new("a cat").with_script("meow");
+    let id = world.vidgen.create(&world.tenant, request, CreateOptions::default()).await.unwrap().job.id;
+    let began = tokio::time::Instant::now();
+    let job = world.finish(id).await;
+    assert_eq!(job.state, JobState::Completed, "{:?}", job.failure);
+    assert!(began.elapsed() >= Duration::from_secs(60), "{:?}", began.elapsed());
+    assert_eq!((studio.accepted().len(), job.cost), (5, Usd::from_cents(65)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_out_of_order_is_left_alone_by_all_jobs_together() {
+    let (down, spare) = (ScriptedProvider::new("down"), ScriptedProvider::new("spare"));
+    down.always(Some(Scene::Rejects(ErrorKind::Unavailable)));
+    let pipeline =
+        Pipeline::named("default").video(down.clone()).or(spare.clone()).speech(spare.clone()).compose(spare.clone());
+    let world = world(pipeline);
+    let mut ids = vec![];
+    for _ in 0..200 {
+        ids.push(world.create().await);
+    }
+    let worker = world.vidgen.worker().concurrency(4).spawn();
+    for id in ids {
+        assert_eq!(world.ended(id).await.state, JobState::Completed);
+    }
+    worker.shutdown().await;
+    // Without the breaker each job would find out for itself, three times: 600.
+    assert!(down.requests().len() < 60, "{}", down.requests().len());
 }
