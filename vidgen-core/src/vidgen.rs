@@ -236,8 +236,9 @@ impl Vidgen {
     pub async fn retry(&self, tenant: &TenantId, id: JobId, limits: Option<Limits>) -> Result<Job> {
         let job = self.get(tenant, id).await?;
         let done = |step| job.step(step).is_some_and(|r| matches!(r.state, crate::StepState::Done { .. }));
-        // What was bought already is part of the job's cost, which its tenant pays if it completes.
-        let hold = job.plan.steps.iter().filter(|s| !done(s.step)).map(|s| s.hold()).sum::<crate::Usd>() + job.cost;
+        let ahead: crate::Usd = job.plan.steps.iter().filter(|s| !done(s.step)).map(|s| s.hold()).sum();
+        // What was bought already and not charged yet is charged if the job completes.
+        let hold = ahead + job.cost - job.charge();
         self.inner.queue.retry(tenant, id, hold, &limits.unwrap_or_else(|| self.inner.limits.clone())).await
     }
 
@@ -252,10 +253,11 @@ impl Vidgen {
     /// Removes a job that ended, and its media.
     ///
     /// # Errors
-    /// `NotFound`; `Conflict` if it is live.
+    /// `NotFound`; `Conflict` if it is live or has a step in doubt.
     pub async fn delete(&self, tenant: &TenantId, id: JobId) -> Result<()> {
         let job = self.get(tenant, id).await?;
-        if job.state.is_ended() {
+        // Where the queue will refuse, the media stay: the record goes on naming them.
+        if job.state.is_ended() && job.held == crate::Usd::ZERO {
             self.inner.store.delete_prefix(&media_prefix(id)).await?;
         }
         self.inner.queue.delete(tenant, id).await

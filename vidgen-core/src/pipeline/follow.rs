@@ -30,6 +30,7 @@ pub(crate) struct Polling<'a> {
     route: Route,
     capabilities: Capabilities,
     delay: Duration,
+    began: Duration,
     written: Duration,
     bad_copies: u32,
     store_failures: u32,
@@ -39,8 +40,8 @@ impl<'a> Polling<'a> {
     pub(crate) fn new(run: &'a Run, planned: &'a PlannedStep, route: Route) -> Self {
         let capabilities = route.provider.capabilities();
         let delay = capabilities.poll_floor;
-        let written = run.inner.clock.monotonic();
-        Self { run, planned, route, capabilities, delay, written, bad_copies: 0, store_failures: 0 }
+        let began = run.inner.clock.monotonic();
+        Self { run, planned, route, capabilities, delay, began, written: began, bad_copies: 0, store_failures: 0 }
     }
 
     /// Returns when the step's record is no longer `Accepted`.
@@ -49,21 +50,23 @@ impl<'a> Polling<'a> {
             let record = self.run.record(self.planned.step);
             let StepState::Accepted { handle, cancel_sent, .. } = &record.state else { return Ok(()) };
             self.run.pause(self.delay).await?;
-            let overdue = step::overdue(&record, &self.run.inner.timing, self.run.now());
-            let unwanted = self.run.canceled() || overdue != Overdue::No;
-            if unwanted && !cancel_sent && self.capabilities.cancel {
+            if self.run.canceled() && !cancel_sent && self.capabilities.cancel {
                 self.cancel(&record, handle).await?;
-                continue;
-            }
-            if overdue == Overdue::GiveUp {
-                let failure = Failure::coded("timed_out", format!("the {} took too long", self.planned.step));
-                self.waste(&record, failure, None).await?;
                 continue;
             }
             let snapshot = tokio::select! {
                 snapshot = self.route.provider.poll(handle) => snapshot,
                 halt = self.run.halted() => return Err(halt),
             };
+            // Only what goes on is late: a run that ended while nobody looked is there to be fetched,
+            // and who just began to look must not take one error for an answer.
+            let goes_on = match &snapshot {
+                Ok(snapshot) => matches!(snapshot.state, RunState::Running),
+                Err(error) => error.kind() != ErrorKind::NotFound && self.looked_long(),
+            };
+            if goes_on && self.end_late(&record).await? {
+                continue;
+            }
             match snapshot {
                 Ok(snapshot) => self.see(&record, snapshot).await?,
                 Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -79,6 +82,28 @@ impl<'a> Polling<'a> {
                 }
             }
         }
+    }
+
+    fn looked_long(&self) -> bool {
+        self.run.inner.clock.monotonic().saturating_sub(self.began) >= self.run.inner.timing.run_grace
+    }
+
+    /// Asks for the end of a run that takes too long, or no longer waits for it; false if neither
+    /// is to be done now.
+    async fn end_late(&self, record: &StepRecord) -> Result<bool, Halt> {
+        let StepState::Accepted { handle, cancel_sent, .. } = &record.state else { return Ok(false) };
+        match step::overdue(record, &self.run.inner.timing, self.run.now()) {
+            Overdue::No => return Ok(false),
+            Overdue::Cancel | Overdue::GiveUp if !cancel_sent && self.capabilities.cancel => {
+                self.cancel(record, handle).await?;
+            }
+            Overdue::Cancel => return Ok(false),
+            Overdue::GiveUp => {
+                let failure = Failure::coded("timed_out", format!("the {} took too long", self.planned.step));
+                self.waste(record, failure, None).await?;
+            }
+        }
+        Ok(true)
     }
 
     async fn see(&mut self, record: &StepRecord, snapshot: Snapshot) -> Result<(), Halt> {

@@ -6,6 +6,7 @@
 //! worker finds a record that [`step::next`] knows how to go on from.
 
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -55,7 +56,7 @@ pub(crate) enum Halt {
     Lost,
     /// The worker is stopping.
     Stopped,
-    /// The queue refused a write for a reason of ours.
+    /// The queue refused a write for a reason of ours, or a provider's client panicked.
     Fault(Error),
 }
 
@@ -91,6 +92,12 @@ pub(super) struct Shared {
     pub(super) sent: HashSet<StepId>,
     /// The store's time, and the monotonic moment when it was read.
     store_time: (Timestamp, Duration),
+}
+
+impl Shared {
+    fn winds_down(&self) -> bool {
+        self.cancel || self.records.iter().any(|r| ends_the_job(&r.state))
+    }
 }
 
 /// Runs a claimed job until it ended or was handed back.
@@ -144,7 +151,12 @@ impl Run {
                     if !running.contains(&planned.step) && !waits.contains_key(&planned.step) {
                         running.push(planned.step);
                         let (run, id) = (self.clone(), planned.step);
-                        active.push(async move { (id, run.drive(planned).await) }.boxed());
+                        // A client that panics ends its own step's driver only: the submit of the
+                        // step beside it may be on the wire, and its outcome needs the claim.
+                        let driven = AssertUnwindSafe(run.drive(planned)).catch_unwind();
+                        let panicked =
+                            |_| Err(Halt::Fault(Error::internal("pipeline", "a provider's client panicked")));
+                        active.push(driven.map(move |driven| (id, driven.unwrap_or_else(panicked))).boxed());
                     }
                 }
             }
@@ -155,7 +167,7 @@ impl Run {
                 }
                 match next_wait.map(|moment| until(now, moment)) {
                     Some(wait) if wait > SHORT_WAIT => {
-                        self.release(wait, self.waits_for_an_attempt()).await;
+                        self.release(wait, self.used_an_attempt()).await;
                         return Ok(());
                     }
                     Some(wait) => {
@@ -181,9 +193,9 @@ impl Run {
         }
     }
 
-    /// A write was refused for a reason of ours: later, perhaps by another version, it may go through.
+    /// Later, perhaps by another version, what failed for a reason of ours may go through.
     async fn hand_back_after(&self, error: &Error) {
-        tracing::error!(job = %self.job.id, %error, "a write was refused");
+        tracing::error!(job = %self.job.id, %error, "a run cannot go on");
         let attempts = usize::try_from(self.job.attempts).unwrap_or_default();
         self.release(crate::pipeline::route::backoff(attempts + 1), true).await;
     }
@@ -193,7 +205,7 @@ impl Run {
     fn startable(&self) -> Vec<PlannedStep> {
         let shared = self.lock();
         let state = |id: StepId| shared.records.iter().find(|r| r.step == id).map(|r| &r.state);
-        let winding_down = shared.cancel || shared.records.iter().any(|r| ends_the_job(&r.state));
+        let winding_down = shared.winds_down();
         let ready = |planned: &&PlannedStep| match state(planned.step) {
             Some(StepState::Intent { .. } | StepState::Accepted { .. }) => true,
             Some(StepState::Waiting { .. }) | None => {
@@ -222,7 +234,7 @@ impl Run {
                     self.checkpoint(*record, None).await?;
                 }
                 Next::Submit { route } => {
-                    if self.canceled() {
+                    if self.winds_down() {
                         return Ok(Driven::Ended);
                     }
                     self.submit(&planned, &record, route).await?;
@@ -245,9 +257,13 @@ impl Run {
                 Next::Poll => match route {
                     Some(route) => Polling::new(&self, &planned, route).follow().await?,
                     None => {
+                        let Some(submission) = record.open_submission() else { return Ok(Driven::Ended) };
                         let reason = "the server no longer has the provider that was working on it";
-                        let record = step::stopped(&record, Failure::new(ErrorKind::Unsupported, reason));
-                        self.checkpoint(record, None).await?;
+                        let failure = Failure::new(ErrorKind::Unsupported, reason);
+                        // It was bought, and nobody can ask what it cost: that is never nothing (M7).
+                        let cost = step::cost_of(None, submission);
+                        let (record, cost) = step::after_waste(&record, &planned, failure, cost, self.now());
+                        self.checkpoint(record, cost).await?;
                     }
                 },
             }
@@ -450,6 +466,11 @@ impl Run {
         shared.cancel
     }
 
+    /// Whether nothing new is to be bought for this job: it is canceled, or cannot succeed.
+    pub(super) fn winds_down(&self) -> bool {
+        self.canceled() || self.lock().winds_down()
+    }
+
     /// The store's time, as far as it is known.
     pub(crate) fn now(&self) -> Timestamp {
         let (at, read) = self.lock().store_time;
@@ -497,12 +518,13 @@ impl Run {
         shared.records.iter().map(bought).sum()
     }
 
-    fn waits_for_an_attempt(&self) -> bool {
-        let shared = self.lock();
-        shared.records.iter().any(|r| {
-            matches!(r.state, StepState::Waiting { .. })
-                && r.attempts.last().is_some_and(|a| a.kind != ErrorKind::RateLimited)
-        })
+    /// Whether a submission failed under this claim. One that failed before was counted then,
+    /// however often a breaker or a provider that is asked again makes the job wait since.
+    fn used_an_attempt(&self) -> bool {
+        let failed = |records: &[StepRecord]| {
+            records.iter().flat_map(|r| &r.attempts).filter(|a| a.kind != ErrorKind::RateLimited).count()
+        };
+        failed(&self.lock().records) > failed(&self.job.steps)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {

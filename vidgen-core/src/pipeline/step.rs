@@ -208,6 +208,22 @@ pub fn after_submit(
     }
 }
 
+/// The record after a submission was sent again under its key, or `None` if it is still not known
+/// what became of it: that this request bought nothing says nothing of the first one.
+#[must_use]
+pub fn after_resend(
+    record: &StepRecord,
+    step: &PlannedStep,
+    answer: &Result<Handle, Error>,
+    now: Timestamp,
+) -> Option<StepRecord> {
+    match answer {
+        // A remote that knows its keys answers the second request as it answered the first.
+        Err(error) if !matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Refused) => None,
+        _ => after_submit(record, step, answer, now),
+    }
+}
+
 /// The record after a lost submission was looked for, or `None` if it must be asked again later.
 #[must_use]
 pub fn after_find(

@@ -8,11 +8,21 @@ use jiff::Timestamp;
 use crate::clock::later;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{Failure, StepRecord};
+use crate::pipeline::route::backoff;
 use crate::pipeline::run::{Halt, Run};
 use crate::pipeline::step;
 use crate::pipeline::task::{task, task_hash};
 use crate::pipeline::{PlannedStep, Route};
-use crate::provider::{Capabilities, Submission, SubmitOptions};
+use crate::provider::{Capabilities, Resubmit, Submission, SubmitOptions};
+
+/// Which request for a submission this is.
+#[derive(Clone, Copy, Debug)]
+enum Request {
+    /// The first one, or one that costs nothing.
+    First,
+    /// Another one, under the key of one whose answer was lost.
+    Keyed,
+}
 
 /// How often a provider is asked about a lost submission.
 const FIND_AGAIN: Duration = Duration::from_secs(15);
@@ -50,12 +60,12 @@ impl Run {
         let started = self.inner.clock.monotonic();
         self.checkpoint(intent, None).await?;
         let late = self.inner.clock.monotonic().saturating_sub(started) >= self.inner.timing.post_within;
-        if late || self.canceled() || self.check().is_err() {
+        if late || self.winds_down() || self.check().is_err() {
             // Nobody sent it, and nobody will: the slot stays free.
             let error = Err(Error::new(ErrorKind::NotSent, "pipeline", "it was not sent in time"));
-            return self.write_outcome(planned, error, Duration::ZERO).await.map(|_| ());
+            return self.write_outcome(planned, error, Duration::ZERO, Request::First).await.map(|_| ());
         }
-        self.send(planned.clone(), route.clone(), task).await.map(|_| ())
+        self.send(planned.clone(), route.clone(), task, Request::First).await.map(|_| ())
     }
 
     /// Sends a submission again where that cannot cost twice; answers when to come back if the
@@ -76,22 +86,25 @@ impl Run {
             self.checkpoint(step::doubted(record), None).await?;
             return Ok(None);
         }
-        let known = self.send(planned.clone(), route, task).await?;
-        Ok((!known).then(|| later(self.now(), crate::pipeline::route::backoff(1))))
+        let request = if free { Request::First } else { Request::Keyed };
+        let unknown = self.send(planned.clone(), route, task, request).await?;
+        Ok(unknown.map(|wait| later(self.now(), wait)))
     }
 
     /// Sends what the step's intent says and writes the outcome, in a task of its own: no cancel,
-    /// shutdown or lost claim drops a submit that is on the wire (M4). Says whether the outcome is
-    /// known.
+    /// shutdown or lost claim drops a submit that is on the wire (M4). If the outcome is not known
+    /// then, answers how long to leave the provider alone.
     async fn send(
         self: &Arc<Self>,
         planned: PlannedStep,
         route: Route,
         task: crate::provider::Task,
-    ) -> Result<bool, Halt> {
-        let Some(submission) = self.record(planned.step).open_submission().cloned() else { return Ok(true) };
+        request: Request,
+    ) -> Result<Option<Duration>, Halt> {
+        let Some(submission) = self.record(planned.step).open_submission().cloned() else { return Ok(None) };
         self.lock().sent.insert(planned.step);
-        let run = self.clone();
+        let free = route.provider.capabilities().resubmit == Resubmit::Free;
+        let (run, sent) = (self.clone(), planned.clone());
         let sending = tokio::spawn(async move {
             let timeout = route.provider.capabilities().submit_timeout;
             let started = run.inner.clock.monotonic();
@@ -104,23 +117,38 @@ impl Run {
             };
             let took = run.inner.clock.monotonic().saturating_sub(started);
             run.count(&submission, answer.as_ref().err());
-            run.write_outcome(&planned, answer, took).await
+            let wait = answer.as_ref().err().and_then(Error::retry_after);
+            let known = run.write_outcome(&sent, answer, took, request).await?;
+            Ok((!known).then(|| wait.unwrap_or_else(|| backoff(1))))
         });
         // A panic in a provider's client says nothing of what the remote saw: unknown.
-        sending.await.unwrap_or(Ok(false))
+        let unknown = sending.await.unwrap_or_else(|_| Ok(Some(backoff(1))))?;
+        if free && unknown.is_some() {
+            // It counts as a failure, or what never answers would be sent for ever.
+            let error = Error::new(ErrorKind::Unavailable, "pipeline", "the provider did not take it");
+            self.write_outcome(&planned, Err(error), Duration::ZERO, request).await?;
+            return Ok(None);
+        }
+        Ok(unknown)
     }
 
+    /// Says whether the outcome is known.
     async fn write_outcome(
         &self,
         planned: &PlannedStep,
         answer: Result<crate::Handle>,
         took: Duration,
+        request: Request,
     ) -> Result<bool, Halt> {
         let record = self.record(planned.step);
         if let Err(error) = &answer {
             tracing::warn!(job = %self.job.id, step = %planned.step, ?took, %error, "submit");
         }
-        match step::after_submit(&record, planned, &answer, self.now()) {
+        let after = match request {
+            Request::First => step::after_submit(&record, planned, &answer, self.now()),
+            Request::Keyed => step::after_resend(&record, planned, &answer, self.now()),
+        };
+        match after {
             Some(record) => self.checkpoint(record, None).await.map(|_| true),
             None => Ok(false),
         }

@@ -13,3 +13,4 @@
 mod pipeline;
 mod provider;
 mod queue;
+mod survival;

@@ -10,18 +10,18 @@ use vidgen_core::clock::VirtualClock;
 use vidgen_core::memory::{MemoryNotifier, MemoryQueue, MemoryStore, Scene, ScriptedProvider};
 use vidgen_core::*;
 
-struct World {
-    vidgen: Vidgen,
-    queue: MemoryQueue,
-    notifier: MemoryNotifier,
-    tenant: TenantId,
+pub(crate) struct World {
+    pub(crate) vidgen: Vidgen,
+    pub(crate) queue: MemoryQueue,
+    pub(crate) notifier: MemoryNotifier,
+    pub(crate) tenant: TenantId,
 }
 
-fn clock() -> VirtualClock {
+pub(crate) fn clock() -> VirtualClock {
     VirtualClock::starting_at(Timestamp::from_second(1_800_000_000).unwrap())
 }
 
-fn everything_by(studio: &ScriptedProvider) -> Pipeline {
+pub(crate) fn everything_by(studio: &ScriptedProvider) -> Pipeline {
     Pipeline::named("default")
         .image(studio.clone())
         .video(studio.clone())
@@ -29,7 +29,7 @@ fn everything_by(studio: &ScriptedProvider) -> Pipeline {
         .compose(studio.clone())
 }
 
-fn world(pipeline: Pipeline) -> World {
+pub(crate) fn world(pipeline: Pipeline) -> World {
     let clock = Arc::new(clock());
     let queue = MemoryQueue::with_clock(clock.clone());
     let notifier = MemoryNotifier::new();
@@ -45,25 +45,25 @@ fn world(pipeline: Pipeline) -> World {
 }
 
 impl World {
-    async fn create(&self) -> JobId {
+    pub(crate) async fn create(&self) -> JobId {
         let request =
             JobRequest::new("a cat in space").with_script("This is a cat").with_webhook_url("https://example.com/hook");
         self.vidgen.create(&self.tenant, request, CreateOptions::default()).await.unwrap().job.id
     }
 
-    async fn job(&self, id: JobId) -> Job {
+    pub(crate) async fn job(&self, id: JobId) -> Job {
         self.vidgen.get(&self.tenant, id).await.unwrap()
     }
 
     /// Works until the job ended; a day on the virtual clock at most.
-    async fn finish(&self, id: JobId) -> Job {
+    pub(crate) async fn finish(&self, id: JobId) -> Job {
         let worker = self.vidgen.worker().spawn();
         let job = self.ended(id).await;
         worker.shutdown().await;
         job
     }
 
-    async fn ended(&self, id: JobId) -> Job {
+    pub(crate) async fn ended(&self, id: JobId) -> Job {
         let mut job = self.job(id).await;
         for _ in 0..50_000 {
             if job.state.is_ended() {
@@ -74,12 +74,12 @@ impl World {
         panic!("still {:?} after a day: {:#?}", job.state, job.steps);
     }
 
-    async fn usage(&self) -> UsageReport {
+    pub(crate) async fn usage(&self) -> UsageReport {
         self.vidgen.usage(&self.tenant, &UsageFilter::default()).await.unwrap()
     }
 }
 
-fn failure(job: &Job) -> &str {
+pub(crate) fn failure(job: &Job) -> &str {
     &job.failure.as_ref().expect("no failure").code
 }
 

@@ -74,6 +74,18 @@ fn an_intent_found_after_a_crash_is_never_just_sent_again() {
 }
 
 #[test]
+fn a_resend_that_bought_nothing_leaves_the_first_request_unknown() {
+    use ErrorKind::{NotFound, NotSent, OverBudget, RateLimited, Unauthorized, Unavailable, Unsupported};
+    for kind in [NotFound, NotSent, OverBudget, RateLimited, Unauthorized, Unavailable, Unsupported] {
+        assert_eq!(after_resend(&open_intent(), &step(), &error(kind), t(1)), None, "{kind:?}");
+    }
+    let refused = after_resend(&open_intent(), &step(), &error(ErrorKind::Refused), t(1)).unwrap();
+    assert_eq!(wrong(&refused), "content_refused");
+    let found = after_resend(&open_intent(), &step(), &Ok(handle()), t(1)).unwrap();
+    assert!(matches!(found.state, StepState::Accepted { .. }));
+}
+
+#[test]
 fn an_intent_is_resent_where_that_cannot_cost_twice() {
     let keyed = capabilities().with_resubmit(Resubmit::Keyed(Duration::from_secs(60)));
     assert_eq!(judge(&open_intent(), &keyed, t(59)), Next::Resend);
