@@ -219,8 +219,11 @@ pub struct Model {
     pub kind: StepKind,
     /// How it is billed.
     pub price: Price,
-    /// How long a run usually takes.
+    /// How long a run usually takes, however short the video.
     pub typical: Duration,
+    /// How much longer it takes for each second of video asked for.
+    #[serde(default)]
+    pub typical_per_second: Duration,
     /// The longest video it can make, if there is a limit.
     pub max_duration: Option<Duration>,
     /// The most pixels on a side it can make, if there is a limit.
@@ -237,17 +240,32 @@ impl Model {
             kind,
             price,
             typical: Duration::from_secs(30),
+            typical_per_second: Duration::ZERO,
             max_duration: None,
             max_side: None,
             needs_image: false,
         }
     }
 
-    /// Sets how long a run usually takes.
+    /// Sets how long a run usually takes, however short the video.
     #[must_use]
     pub fn with_typical(mut self, typical: Duration) -> Self {
         self.typical = typical;
         self
+    }
+
+    /// Sets how much longer it takes for each second of video asked for.
+    #[must_use]
+    pub fn with_typical_per_second(mut self, extra: Duration) -> Self {
+        self.typical_per_second = extra;
+        self
+    }
+
+    /// How long a run for a video of that length usually takes.
+    #[must_use]
+    pub fn typical_for(&self, video: Duration) -> Duration {
+        let extra = self.typical_per_second.as_secs_f64() * video.as_secs_f64();
+        self.typical.saturating_add(Duration::try_from_secs_f64(extra).unwrap_or(Duration::MAX))
     }
 
     /// Sets the longest video it can make.

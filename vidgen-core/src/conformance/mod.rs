@@ -37,6 +37,15 @@ pub fn block_on<T>(rule: impl Future<Output = T>) -> T {
     runtime.block_on(async { tokio::time::timeout(PATIENCE, rule).await.expect("the rule hung") })
 }
 
+/// Sees to it that each exemption is from one of `rules`: a mistyped number would exempt from nothing,
+/// and go unnoticed until somebody trusts it.
+pub fn assert_exemptions(backend: &str, rules: &[&str], exemptions: &[(&str, &str)]) {
+    let numbers: Vec<&str> = rules.iter().filter_map(|rule| rule.split('_').next()).collect();
+    for (exempted, _) in exemptions {
+        assert!(numbers.contains(exempted), "{backend} does not keep {exempted:?}: no such rule among {numbers:?}");
+    }
+}
+
 /// Whether a backend says that it does not keep `rule`; if so, prints why.
 #[must_use]
 pub fn is_exempt(backend: &str, rule: &str, exemptions: &[(&str, &str)]) -> bool {
@@ -45,4 +54,43 @@ pub fn is_exempt(backend: &str, rule: &str, exemptions: &[(&str, &str)]) -> bool
         println!("{backend} does not keep {rule}: {reason}");
     }
     exemption.is_some()
+}
+
+#[cfg(test)]
+#[allow(dead_code, unnameable_test_items, reason = "these rules are not to run, only to be named")]
+mod tests {
+    use super::notifier::{Bench, Scene};
+    use crate::memory::{MemoryNotifier, MemoryStore};
+    use crate::notifier::Notifier;
+
+    #[test]
+    #[should_panic(expected = r#"mistyped does not keep "st99": no such rule among ["st1", "st2","#)]
+    fn an_exemption_from_no_rule_of_stores_fails() {
+        crate::store_conformance!(mistyped, async { MemoryStore::new() }, except: [("st9", "so"), ("st99", "so")]);
+        mistyped::exemptions_are_from_rules();
+    }
+
+    struct Alone(MemoryNotifier);
+
+    impl Bench for Alone {
+        fn notifier(&self) -> &dyn Notifier {
+            &self.0
+        }
+        fn arrange(&self, _: Scene) -> Option<String> {
+            None
+        }
+        fn received(&self) -> Vec<(String, String)> {
+            vec![]
+        }
+        fn impossible(&self) -> Vec<String> {
+            vec![]
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = r#"mistyped does not keep "N1": no such rule among ["n1", "n2","#)]
+    fn an_exemption_from_no_rule_of_notifiers_fails() {
+        crate::notifier_conformance!(mistyped, async { Alone(MemoryNotifier::new()) }, except: [("N1", "so")]);
+        mistyped::exemptions_are_from_rules();
+    }
 }

@@ -15,14 +15,20 @@ use crate::tenant::TenantId;
 /// ```ignore
 /// vidgen_core::notifier_conformance!(webhooks, async { Receivers::start().await });
 /// ```
+///
+/// A rule that a notifier cannot keep at all is named with its reason, as
+/// `except: [("n3", "it tells one after the other")]`.
 #[macro_export]
 macro_rules! notifier_conformance {
     ($name:ident, $factory:expr) => {
+        $crate::notifier_conformance!($name, $factory, except: []);
+    };
+    ($name:ident, $factory:expr, except: [$($exemption:expr),* $(,)?]) => {
         mod $name {
             #[allow(unused_imports, reason = "a factory may need nothing of its surroundings")]
             use super::*;
 
-            $crate::notifier_conformance!(@rules $factory,
+            $crate::notifier_conformance!(@rules $name, $factory, [$($exemption),*],
                 n1_a_retry_repeats_the_id_and_the_bytes
                 n2_a_failure_is_an_error_with_a_verdict
                 n3_a_slow_receiver_stalls_nobody_else
@@ -30,10 +36,19 @@ macro_rules! notifier_conformance {
             );
         }
     };
-    (@rules $factory:expr, $($rule:ident)*) => {
+    (@rules $name:ident, $factory:expr, $exemptions:expr, $($rule:ident)*) => {
+        #[test]
+        pub(super) fn exemptions_are_from_rules() {
+            $crate::conformance::assert_exemptions(stringify!($name), &[$(stringify!($rule)),*], &$exemptions);
+        }
         $(
             #[test]
             fn $rule() {
+                let exemptions: &[(&str, &str)] = &$exemptions;
+                let number = stringify!($rule).split('_').next().unwrap_or_default();
+                if $crate::conformance::is_exempt(stringify!($name), number, exemptions) {
+                    return;
+                }
                 $crate::conformance::block_on(async {
                     let bench = $factory.await;
                     $crate::conformance::notifier::$rule(&bench).await;

@@ -46,6 +46,10 @@ macro_rules! store_conformance {
         }
     };
     (@rules $name:ident, $factory:expr, $exemptions:expr, $($rule:ident)*) => {
+        #[test]
+        pub(super) fn exemptions_are_from_rules() {
+            $crate::conformance::assert_exemptions(stringify!($name), &[$(stringify!($rule)),*], &$exemptions);
+        }
         $(
             #[test]
             fn $rule() {

@@ -208,7 +208,8 @@ impl Route {
         self
     }
 
-    /// How long it usually takes, instead of what the provider's table says.
+    /// How long it usually takes, whatever the length of the video, instead of what the provider's
+    /// table says.
     #[must_use]
     pub fn with_typical(mut self, typical: Duration) -> Self {
         self.typical = Some(typical);
@@ -249,6 +250,7 @@ impl Route {
         }
         if let Some(typical) = self.typical {
             model.typical = typical;
+            model.typical_per_second = Duration::ZERO;
         }
         Ok(model)
     }

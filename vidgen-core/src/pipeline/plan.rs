@@ -53,7 +53,7 @@ pub struct PlannedRoute {
     pub price: Price,
     /// What it costs by that price.
     pub expected: Usd,
-    /// How long it usually takes.
+    /// How long it usually takes for a video of this length.
     pub typical: Duration,
 }
 
@@ -78,7 +78,7 @@ impl Plan {
             let ready = |need: &StepId| ends.iter().find(|(id, _)| id == need).map_or(Duration::ZERO, |(_, end)| *end);
             let start = step.needs.iter().map(ready).max().unwrap_or_default();
             let typical = step.routes.first().map_or(Duration::ZERO, |r| r.typical);
-            ends.push((step.step, start + typical));
+            ends.push((step.step, start.saturating_add(typical)));
         }
         ends.into_iter().map(|(_, end)| end).max().unwrap_or_default()
     }
@@ -162,7 +162,7 @@ pub fn plan(request: &JobRequest, pipeline: &Pipeline, image: Option<MediaInfo>)
                     model: model.id.clone(),
                     price: model.price,
                     expected: spec.as_ref().map_or_else(|| flat(model.price), |spec| model.price.of(spec)),
-                    typical: model.typical,
+                    typical: model.typical_for(duration),
                 }),
             }
         }
@@ -242,9 +242,12 @@ fn flat(price: Price) -> Usd {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::media::{ContentInfo, MediaKey, MediaType};
     use crate::memory::ScriptedProvider;
+    use crate::pipeline::Route;
     use crate::provider::Model;
 
     fn model(kind: StepKind, cents: i64, seconds: u64) -> Model {
@@ -292,6 +295,32 @@ mod tests {
         assert_eq!(plan.final_video(), Compose);
         // Speech does not wait for the video: 10 + 60 + 5 + 1.
         assert_eq!(plan.estimated(), Duration::from_secs(76));
+    }
+
+    #[test]
+    fn a_longer_video_takes_longer() {
+        let slow = |kind, s, millis| model(kind, 1, s).with_typical_per_second(Duration::from_millis(millis));
+        let studio = provider("p", vec![slow(StepKind::Video, 2, 1500), slow(StepKind::Compose, 1, 100)]);
+        let asked = |seconds: f64, pipeline: Pipeline| {
+            let request = JobRequest::new("a cat").with_duration(Duration::from_secs_f64(seconds));
+            planned(&request, pipeline).unwrap().quote()
+        };
+        let both = || Pipeline::named("p").video(studio.clone()).compose(studio.clone());
+        assert_eq!(asked(2.5, both()).estimated, Duration::from_millis(2000 + 3750 + 1000 + 250));
+        let long = asked(50.0, both());
+        assert_eq!(long.estimated, Duration::from_secs(2 + 75 + 1 + 5));
+        assert_eq!(long.steps[0].estimated, Duration::from_secs(77));
+        // What the host says of a route is all of it.
+        let told = Route::new(Arc::new(studio.clone())).with_typical(Duration::from_secs(7));
+        assert_eq!(asked(50.0, Pipeline::named("p").video(told)).estimated, Duration::from_secs(7));
+    }
+
+    #[test]
+    fn a_time_past_all_bounds_is_no_panic() {
+        let never = model(StepKind::Video, 1, u64::MAX).with_typical_per_second(Duration::MAX);
+        let pipeline = Pipeline::named("p").video(provider("p", vec![never.clone()])).compose(studio());
+        assert_eq!(planned(&JobRequest::new("a cat"), pipeline).unwrap().estimated(), Duration::MAX);
+        assert_eq!(never.with_typical(Duration::ZERO).typical_for(Duration::MAX), Duration::MAX);
     }
 
     #[test]

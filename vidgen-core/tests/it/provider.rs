@@ -114,6 +114,14 @@ vidgen_core::provider_conformance!(scripted, Scripted { studio });
 vidgen_core::provider_conformance!(scripted_with_keys, Scripted { studio: keyed });
 vidgen_core::provider_conformance!(scripted_without_anything, Scripted { studio: plain });
 
+#[test]
+#[should_panic(expected = r#"mistyped does not keep "p21": no such rule among ["p1", "p2","#)]
+#[allow(dead_code, unnameable_test_items, reason = "these rules are not to run, only to be named")]
+fn an_exemption_from_no_rule_fails() {
+    vidgen_core::provider_conformance!(mistyped, Scripted { studio }, except: [("p12", "so"), ("p21", "so")]);
+    mistyped::exemptions_are_from_rules();
+}
+
 /// What is wrong with a provider, named after the rule it breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {

@@ -32,6 +32,14 @@ impl Progress {
     }
 }
 
+/// A file that a run made.
+#[derive(Clone, Debug)]
+pub(super) struct Kept {
+    pub(super) path: PathBuf,
+    /// How long it was when the run ended.
+    pub(super) length: u64,
+}
+
 /// One run.
 #[derive(Debug)]
 pub(super) struct Run {
@@ -41,7 +49,7 @@ pub(super) struct Run {
     /// Told when the output was read to its end.
     pub(super) read: Notify,
     progress: watch::Sender<Progress>,
-    output: Mutex<Option<PathBuf>>,
+    output: Mutex<Option<Kept>>,
 }
 
 impl Run {
@@ -101,11 +109,11 @@ impl Run {
         });
     }
 
-    pub(super) fn set_output(&self, path: Option<PathBuf>) {
-        *self.output.lock().unwrap_or_else(PoisonError::into_inner) = path;
+    pub(super) fn set_output(&self, kept: Option<Kept>) {
+        *self.output.lock().unwrap_or_else(PoisonError::into_inner) = kept;
     }
 
-    pub(super) fn output(&self) -> Option<PathBuf> {
+    pub(super) fn output(&self) -> Option<Kept> {
         self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -21,6 +21,9 @@ pub(super) enum Voice {
 
 const FLITE_VOICES: [&str; 5] = ["slt", "awb", "kal", "kal16", "rms"];
 
+/// Languages that are named first to whoever asks for a voice that is not there.
+const LIKELY: [&str; 5] = ["en-us", "en-gb", "de", "es", "fr-fr"];
+
 impl Voice {
     /// Finds a voice, if there is one.
     pub(super) fn detect(espeak: Option<&Path>, ffmpeg: Option<&Ffmpeg>) -> Result<Option<Self>> {
@@ -56,7 +59,20 @@ impl Voice {
         if known && (1..=32).contains(&name.len()) && name.bytes().all(plain) && !name.starts_with('-') {
             Ok(())
         } else {
-            Err(Error::invalid_field("voice", "is not a voice of this machine"))
+            Err(Error::invalid_field("voice", format!("is not a voice of this machine: {}", self.known())))
+        }
+    }
+
+    /// Which voices there are: so few that they can be read, and how to see the others.
+    fn known(&self) -> String {
+        match self {
+            Self::Espeak { languages, .. } => {
+                let likely = LIKELY.into_iter().filter(|name| languages.contains(*name));
+                let others = languages.iter().map(String::as_str).filter(|name| !LIKELY.contains(name));
+                let few: Vec<&str> = likely.chain(others).take(LIKELY.len()).collect();
+                format!("it has {} and more, see `espeak-ng --voices`", few.join(", "))
+            }
+            Self::Flite => format!("it has {}", FLITE_VOICES.join(", ")),
         }
     }
 
@@ -116,5 +132,13 @@ mod tests {
             assert_eq!(espeak().check(Some(bad)).unwrap_err().kind(), ErrorKind::Invalid, "{bad}");
         }
         assert!(Voice::Flite.check(Some("slt")).is_ok() && Voice::Flite.check(Some("en")).is_err());
+    }
+
+    #[test]
+    fn who_asks_for_an_unknown_voice_is_told_of_known_ones() {
+        let said = |voice: Voice| voice.check(Some("Rachel")).unwrap_err().fields()[0].message.clone();
+        let espeak = said(espeak());
+        assert_eq!(espeak, "is not a voice of this machine: it has en-us, de, en and more, see `espeak-ng --voices`");
+        assert_eq!(said(Voice::Flite), "is not a voice of this machine: it has slt, awb, kal, kal16, rms");
     }
 }

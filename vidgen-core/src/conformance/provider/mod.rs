@@ -50,6 +50,10 @@ macro_rules! provider_conformance {
         }
     };
     (@rules $name:ident, $fixture:expr, $exemptions:expr, $($rule:ident)*) => {
+        #[test]
+        pub(super) fn exemptions_are_from_rules() {
+            $crate::conformance::assert_exemptions(stringify!($name), &[$(stringify!($rule)),*], &$exemptions);
+        }
         $(
             #[test]
             fn $rule() {

@@ -1,6 +1,8 @@
 //! Runs end when they should, and leave nothing behind.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -28,13 +30,18 @@ fn runs(scratch: &Path) -> usize {
     dirs.map(|dir| entries(&dir.path()) - 1).sum()
 }
 
-/// Whether a process works in a directory under `scratch`.
-fn at_work(scratch: &Path) -> bool {
+/// The processes that work in a directory under `scratch`.
+fn workers(scratch: &Path) -> Vec<String> {
     std::fs::read_dir("/proc")
         .unwrap()
         .flatten()
-        .filter_map(|process| std::fs::read_link(process.path().join("cwd")).ok())
-        .any(|dir| dir.starts_with(scratch))
+        .filter(|process| std::fs::read_link(process.path().join("cwd")).is_ok_and(|dir| dir.starts_with(scratch)))
+        .map(|process| process.file_name().into_string().unwrap())
+        .collect()
+}
+
+fn at_work(scratch: &Path) -> bool {
+    !workers(scratch).is_empty()
 }
 
 async fn eventually(what: &str, fine: impl Fn() -> bool) {
@@ -139,6 +146,46 @@ fn a_runtime_that_stops_takes_its_runs_along() {
     runtime.shutdown_timeout(Duration::from_secs(5));
     drop(local);
     assert_eq!(entries(scratch.path()), 0);
+}
+
+/// Set in the process that is to be killed: where it works.
+const DOOMED: &str = "VIDGEN_TEST_DOOMED_SCRATCH";
+
+#[tokio::test]
+async fn what_a_killed_process_left_is_swept_at_the_next_start() {
+    if let Some(scratch) = std::env::var_os(DOOMED) {
+        let local = builder(Path::new(&scratch)).build().unwrap();
+        submit(&local, &long()).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        panic!("nobody killed this process");
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    // This test once more, in a process of its own.
+    let name = "local::cleanup::what_a_killed_process_left_is_swept_at_the_next_start";
+    let mut doomed = Command::new(std::env::current_exe().unwrap())
+        .args([name, "--exact"])
+        .env(DOOMED, scratch.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("ffmpeg is at work", || at_work(scratch.path())).await;
+
+    // The living are left alone.
+    drop(builder(scratch.path()).build().unwrap());
+    assert_eq!((entries(scratch.path()), runs(scratch.path())), (1, 1));
+    assert!(doomed.try_wait().unwrap().is_none());
+
+    doomed.kill().unwrap();
+    assert_eq!(doomed.wait().unwrap().signal(), Some(9));
+    assert_eq!((entries(scratch.path()), runs(scratch.path())), (1, 1), "nobody could clean up");
+    let local = builder(scratch.path()).build().unwrap();
+    assert_eq!((entries(scratch.path()), runs(scratch.path())), (1, 0), "its own directory, and nothing in it");
+    drop(local);
+    assert_eq!(entries(scratch.path()), 0);
+    // Its tool outlives it, within the limits of tools; nobody needs to wait for that here.
+    for orphan in workers(scratch.path()) {
+        assert!(Command::new("kill").args(["-9", &orphan]).status().unwrap().success());
+    }
 }
 
 #[tokio::test]

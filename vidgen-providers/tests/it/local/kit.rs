@@ -1,52 +1,19 @@
-//! What the tests share: a store in memory, tasks, and ffmpeg to make and judge media with.
+//! What the tests share: tasks, and ffmpeg to make and judge media with.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt;
+use vidgen_core::memory::MemoryStore;
 use vidgen_core::{
-    Body, ByteRange, ComposeTask, ContentInfo, Error, ErrorKind, Handle, ImageTask, Media, MediaHead, MediaInfo,
-    MediaInput, MediaKey, MediaType, Output, Provider, Result, RunFailure, RunState, Size, SpeechTask, Store,
-    SubmissionId, SubmitOptions, Task, TaskSpec, ThumbnailTask, VideoTask,
+    Body, ComposeTask, ContentInfo, Handle, ImageTask, MediaInfo, MediaInput, MediaKey, MediaType, Output, Provider,
+    Result, RunFailure, RunState, Size, SpeechTask, Store, SubmissionId, SubmitOptions, Task, TaskSpec, ThumbnailTask,
+    VideoTask,
 };
 use vidgen_providers::local::LocalProvider;
-
-/// A store of a test: what was put into it, by key.
-#[derive(Debug, Default)]
-pub(crate) struct Shelf(Mutex<HashMap<MediaKey, Bytes>>);
-
-fn unused() -> Error {
-    Error::new(ErrorKind::Unsupported, "shelf", "not needed here")
-}
-
-#[async_trait]
-impl Store for Shelf {
-    async fn put(&self, _: &MediaKey, _: Body) -> Result<u64> {
-        Err(unused())
-    }
-    async fn get(&self, key: &MediaKey, _: Option<ByteRange>) -> Result<Media> {
-        let bytes = self.0.lock().unwrap().get(key).cloned().ok_or_else(unused)?;
-        let length = bytes.len() as u64;
-        let head = MediaHead { media_type: key.media_type(), length, tag: String::new() };
-        Ok(Media { head, range: 0..length, body: Body::from(bytes) })
-    }
-    async fn head(&self, _: &MediaKey) -> Result<MediaHead> {
-        Err(unused())
-    }
-    async fn link(&self, _: &MediaKey, _: Duration) -> Result<Option<url::Url>> {
-        Ok(None)
-    }
-    async fn delete(&self, _: &MediaKey) -> Result<()> {
-        Err(unused())
-    }
-    async fn delete_prefix(&self, _: &str) -> Result<u64> {
-        Err(unused())
-    }
-}
 
 /// `bytes` as media that claim to be of the type of `key`'s extension.
 pub(crate) fn input(key: &str, bytes: impl Into<Bytes>) -> MediaInput {
@@ -58,9 +25,9 @@ pub(crate) fn input(key: &str, bytes: impl Into<Bytes>) -> MediaInput {
         length: bytes.len() as u64,
         content: ContentInfo::default(),
     };
-    let shelf = Shelf::default();
-    shelf.0.lock().unwrap().insert(key, bytes);
-    MediaInput::new(info, Arc::new(shelf))
+    let store = MemoryStore::new();
+    store.put(&key, Body::from(bytes)).now_or_never().unwrap().unwrap();
+    MediaInput::new(info, Arc::new(store))
 }
 
 pub(crate) fn local() -> LocalProvider {

@@ -2,6 +2,7 @@
 
 mod cleanup;
 mod compose;
+mod conformance;
 mod corpus;
 mod image;
 mod kit;

@@ -22,6 +22,8 @@ async fn only_voices_of_this_machine_speak() {
     for voice in ["", "Rachel", "xx", "../../etc/passwd", "-w", "en --stdout", "en\n"] {
         let error = submit(&local, &speech("hello", Some(voice))).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{voice:?}");
+        let said = &error.fields()[0].message;
+        assert!(said.contains("it has en-us, en-gb, de, es, fr-fr and more"), "{said}");
     }
     assert_eq!(submit(&local, &speech(" \n", None)).await.unwrap_err().kind(), ErrorKind::Invalid);
 }
