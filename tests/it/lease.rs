@@ -17,11 +17,12 @@ async fn a_worker_whose_job_was_taken_over_writes_nothing_and_buys_nothing() {
     let studio = ScriptedProvider::new("studio").with_poll_floor(Duration::from_secs(20));
     studio.then(StepKind::Video, Scene::Succeeds { after_polls: 4 });
     let world = World::new(studio);
-    // It hears no beat, and believes in a lease that is much longer than the queue's.
+    // It hears no beat, believes in a lease that is much longer than the queue's, and has no free
+    // hand to claim with: nothing but the answer to a write can tell it.
     let faults = Faults::none();
     let first = world.process(&faults);
     let id = created(&first).await;
-    let stale = first.worker().lease(Duration::from_secs(24 * 3600)).deliveries(0).spawn();
+    let stale = first.worker().lease(Duration::from_secs(24 * 3600)).concurrency(1).deliveries(0).spawn();
     tokio::time::sleep(Duration::from_secs(5)).await;
     faults.deafen();
     let second = world.process(&Faults::none()).worker().spawn();
@@ -32,7 +33,6 @@ async fn a_worker_whose_job_was_taken_over_writes_nothing_and_buys_nothing() {
     second.shutdown().await;
     let job = world.job(id).await;
     assert_eq!(job.crashes, 1, "it was taken over");
-    assert!(faults.visits()[&Point::DuringPoll] >= 2, "the first one went on");
     check(&world, &job, "taken over");
 }
 
