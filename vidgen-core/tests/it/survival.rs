@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use vidgen_core::memory::{MemoryStore, Scene, ScriptedProvider};
+use vidgen_core::memory::{MemoryNotifier, MemoryQueue, MemoryStore, Scene, ScriptedProvider};
 use vidgen_core::*;
 
 use crate::pipeline::{World, clock, everything_by, failure, world};
@@ -237,4 +237,43 @@ async fn a_retry_of_a_canceled_job_does_not_hold_again_what_was_charged() {
     assert_eq!(world.usage().await.held, Usd::from_cents(50), "the video once more, and nothing twice");
     assert_eq!(world.finish(id).await.cost, Usd::from_cents(115));
     assert_eq!(world.usage().await.charged, Usd::from_cents(115));
+}
+
+/// Panics at its first delivery.
+#[derive(Clone, Debug)]
+struct Panicky {
+    inner: MemoryNotifier,
+    panics: Arc<AtomicU32>,
+}
+
+#[async_trait]
+impl Notifier for Panicky {
+    fn accepts(&self, endpoint: &str) -> Result<()> {
+        self.inner.accepts(endpoint)
+    }
+    async fn notify(&self, delivery: &Delivery) -> Result<()> {
+        assert!(!taken(&self.panics), "the notifier's own bug");
+        self.inner.notify(delivery).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_notifier_that_panics_loses_no_event() {
+    let clock = clock();
+    let (queue, notifier) = (MemoryQueue::with_clock(clock), MemoryNotifier::new());
+    let vidgen = Vidgen::builder()
+        .queue(queue.clone())
+        .store(MemoryStore::new())
+        .notifier(Panicky { inner: notifier.clone(), panics: Arc::new(AtomicU32::new(1)) })
+        .pipeline(everything_by(&ScriptedProvider::new("studio")))
+        .clock(clock)
+        .build()
+        .unwrap();
+    let world = World { vidgen, queue, notifier, tenant: TenantId::single() };
+    let id = world.create().await;
+    let worker = world.vidgen.worker().spawn();
+    world.ended(id).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    worker.shutdown().await;
+    assert_eq!(world.notifier.deliveries().len(), 1);
 }
