@@ -92,3 +92,19 @@ async fn a_stop_waits_for_a_submit_that_is_on_the_wire_and_writes_its_outcome() 
     worker.shutdown().await;
     check(&world, &world.job(id).await, "after the stop");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_whose_outcome_could_not_be_recorded_is_not_left_on_its_way() {
+    let world = World::new(ScriptedProvider::new("studio"));
+    // Neither the failure of the first attempt nor the success of the second is recorded at once.
+    world.notifier.answer(Err(Error::new(ErrorKind::Unavailable, "receiver", "is away")));
+    let faults = Faults::none();
+    faults.refuse_delivery_records(2);
+    let host = world.process(&faults);
+    let id = created(&host).await;
+    let worker = host.worker().spawn();
+    let told = tokio::time::timeout(Duration::from_secs(600), settled(&world, id)).await;
+    worker.shutdown().await;
+    told.expect("it stayed on its way");
+    check(&world, &world.job(id).await, "after the queue was away");
+}

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -92,6 +92,7 @@ struct Inner {
     visits: Mutex<HashMap<Point, u32>>,
     delays: Mutex<HashMap<Point, Duration>>,
     deaf: AtomicBool,
+    refusals: AtomicU32,
     dead: watch::Sender<bool>,
 }
 
@@ -105,6 +106,7 @@ impl Faults {
             visits: Mutex::default(),
             delays: Mutex::default(),
             deaf: AtomicBool::new(false),
+            refusals: AtomicU32::new(0),
             dead: watch::Sender::new(false),
         };
         Self { inner: Arc::new(inner) }
@@ -125,6 +127,11 @@ impl Faults {
     /// beats alone.
     pub fn deafen(&self) {
         self.inner.deaf.store(true, Ordering::SeqCst);
+    }
+
+    /// Lets the queue be away for so many records of how a delivery went.
+    pub fn refuse_delivery_records(&self, times: u32) {
+        self.inner.refusals.store(times, Ordering::SeqCst);
     }
 
     /// How often each point was visited.
@@ -284,6 +291,10 @@ impl<T: Queue> Queue for Faulty<T> {
         self.faults.around(None, self.inner.register(name), None).await
     }
     async fn settle_delivery(&self, delivery: &Delivery, outcome: DeliveryOutcome) -> Result<Fenced> {
+        let take = |left: u32| left.checked_sub(1);
+        if self.faults.inner.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
+            return Err(Error::new(ErrorKind::Unavailable, "faults", "the queue is away"));
+        }
         self.faults.around(None, self.inner.settle_delivery(delivery, outcome), None).await
     }
     async fn deliveries(&self, tenant: &TenantId, filter: &DeliveryFilter) -> Result<Page<DeliveryRecord>> {

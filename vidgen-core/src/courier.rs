@@ -1,8 +1,10 @@
 //! Takes due deliveries from the outbox to the notifier. A failing webhook never touches its job.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::FutureExt;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -25,6 +27,8 @@ const SCHEDULE: [Duration; 9] = [
     Duration::from_secs(20 * 3600),
     Duration::from_secs(24 * 3600),
 ];
+/// The wait before the outcome of a delivery is written again to a queue that is away.
+const RECORD_AGAIN: Duration = Duration::from_secs(1);
 /// No receiver makes us wait longer than this.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 /// No receiver makes us come back sooner than this.
@@ -92,7 +96,9 @@ pub(crate) async fn run(shift: Arc<Shift>, at_once: usize, mut stopped: watch::R
 }
 
 async fn deliver(shift: Arc<Shift>, notifier: Arc<dyn Notifier>, delivery: Delivery) {
-    let answer = notifier.notify(&delivery).await;
+    // One that panicked may not do so later; unrecorded, the delivery would be nobody's.
+    let answer = AssertUnwindSafe(notifier.notify(&delivery)).catch_unwind().await;
+    let answer = answer.unwrap_or_else(|_| Err(Error::internal("courier", "the notifier panicked")));
     let outcome = outcome(&delivery, answer);
     match &outcome {
         DeliveryOutcome::Delivered => tracing::info!(event = %delivery.id, job = %delivery.job, "delivered"),
@@ -100,9 +106,15 @@ async fn deliver(shift: Arc<Shift>, notifier: Arc<dyn Notifier>, delivery: Deliv
             tracing::warn!(event = %delivery.id, job = %delivery.job, attempt = delivery.attempt, ?other, "not delivered")
         }
     }
-    if let Err(error) = shift.inner.queue.settle_delivery(&delivery, outcome).await {
-        // It will be delivered again: at least once.
+    // As long as it is not recorded it is this worker's: nobody else delivers it, and it takes one of
+    // its endpoint's few places. Once the lease is over, it is delivered again: at least once.
+    let mut over = shift.over.subscribe();
+    while let Err(error) = shift.inner.queue.settle_delivery(&delivery, outcome.clone()).await {
         tracing::warn!(event = %delivery.id, %error, "recording a delivery");
+        tokio::select! {
+            () = shift.inner.clock.sleep(RECORD_AGAIN) => {}
+            _ = over.wait_for(|over| *over) => return,
+        }
     }
 }
 

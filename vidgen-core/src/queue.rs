@@ -54,7 +54,9 @@ pub const MAX_PER_ENDPOINT: usize = 4;
 /// - **Q5** A worker that is not known claims nothing (`Stale`) and writes nothing.
 /// - **Q6** Rescue is guarded and bounded. It raises `crashes`, not `attempts`, and never touches
 ///   a job that ended. A rescued job is ready at once, with its slot and its tag.
-/// - **Q7** Time is the store's. No caller's wall clock is compared with it.
+/// - **Q7** Time is the store's. No caller's wall clock is compared with it, and a step of the
+///   store's own moves none of the moments that workers compare: those of Q12, and the `now` of a
+///   claim and of an [`Ack`].
 /// - **Q8** No call costs more as ended jobs grow, and none touches more than [`MAX_BATCH`] rows.
 /// - **Q9** [`Queue::ready`], [`Queue::signalled`] and the end of [`Queue::watch`]'s patience are
 ///   hints. Losing all of them costs a second, never a job.

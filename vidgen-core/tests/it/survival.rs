@@ -2,11 +2,13 @@
 //! worst moment.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use vidgen_core::memory::{MemoryStore, Scene, ScriptedProvider};
+use jiff::{SignedDuration, Timestamp};
+use vidgen_core::clock::VirtualClock;
+use vidgen_core::memory::{MemoryNotifier, MemoryQueue, MemoryStore, Scene, ScriptedProvider};
 use vidgen_core::*;
 
 use crate::pipeline::{World, clock, everything_by, failure, world};
@@ -165,6 +167,86 @@ async fn a_client_that_panics_does_not_lose_the_submit_of_the_step_beside_it() {
     assert_eq!((bought(&blind, StepKind::Video), job.attempts), (1, 1));
 }
 
+/// A clock whose wall time an administrator sets while the machine goes on.
+#[derive(Clone, Debug)]
+struct Stepped {
+    inner: VirtualClock,
+    seconds: Arc<AtomicI64>,
+}
+
+#[async_trait]
+impl Clock for Stepped {
+    fn now(&self) -> Timestamp {
+        self.inner.now() + SignedDuration::from_secs(self.seconds.load(Ordering::SeqCst))
+    }
+    fn monotonic(&self) -> Duration {
+        self.inner.monotonic()
+    }
+    async fn sleep(&self, duration: Duration) {
+        self.inner.sleep(duration).await;
+    }
+}
+
+fn world_on(pipeline: Pipeline) -> (World, Stepped) {
+    let clock = Stepped { inner: clock(), seconds: Arc::default() };
+    let queue = MemoryQueue::with_clock(clock.clone());
+    let notifier = MemoryNotifier::new();
+    let vidgen = Vidgen::builder()
+        .queue(queue.clone())
+        .store(MemoryStore::new())
+        .notifier(notifier.clone())
+        .pipeline(pipeline)
+        .clock(clock.clone())
+        .build()
+        .unwrap();
+    (World { vidgen, queue, notifier, tenant: TenantId::single() }, clock)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_set_forward_cancels_no_run() {
+    let studio = ScriptedProvider::new("studio").with_poll_floor(Duration::from_secs(5));
+    studio.then(StepKind::Video, Scene::Succeeds { after_polls: 30 });
+    let (world, clock) = world_on(everything_by(&studio));
+    let id = world.create().await;
+    let worker = world.vidgen.worker().spawn();
+    accepted(&world, id, StepKind::Video).await;
+    clock.seconds.store(3600, Ordering::SeqCst);
+    let job = world.ended(id).await;
+    worker.shutdown().await;
+    assert_eq!((job.state, studio.cancels().len()), (JobState::Completed, 0), "{:?}", job.failure);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_set_forward_does_not_make_absent_believed_too_early() {
+    let studio = ScriptedProvider::new("studio");
+    studio.then(StepKind::Image, Scene::LosesRequest);
+    let (world, clock) = world_on(everything_by(&studio));
+    let id = world.create().await;
+    let began = tokio::time::Instant::now();
+    let worker = world.vidgen.worker().spawn();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    clock.seconds.store(3600, Ordering::SeqCst);
+    assert_eq!(world.ended(id).await.state, JobState::Completed);
+    worker.shutdown().await;
+    assert!(began.elapsed() >= Duration::from_secs(20 + 30 + 60), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_was_1970_for_a_while_keeps_no_job_waiting() {
+    let studio = ScriptedProvider::new("studio");
+    studio.then(StepKind::Image, Scene::Rejects(ErrorKind::Unavailable));
+    let (world, clock) = world_on(everything_by(&studio));
+    let id = world.create().await;
+    let worker = world.vidgen.worker().spawn();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    clock.seconds.store(-1_800_000_000, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    clock.seconds.store(0, Ordering::SeqCst);
+    let job = world.ended(id).await;
+    worker.shutdown().await;
+    assert_eq!(job.state, JobState::Completed, "{:?}", job.failure);
+}
+
 #[tokio::test(start_paused = true)]
 async fn waiting_for_a_breaker_uses_up_no_attempt() {
     let studio = ScriptedProvider::new("studio");
@@ -237,4 +319,43 @@ async fn a_retry_of_a_canceled_job_does_not_hold_again_what_was_charged() {
     assert_eq!(world.usage().await.held, Usd::from_cents(50), "the video once more, and nothing twice");
     assert_eq!(world.finish(id).await.cost, Usd::from_cents(115));
     assert_eq!(world.usage().await.charged, Usd::from_cents(115));
+}
+
+/// Panics at its first delivery.
+#[derive(Clone, Debug)]
+struct Panicky {
+    inner: MemoryNotifier,
+    panics: Arc<AtomicU32>,
+}
+
+#[async_trait]
+impl Notifier for Panicky {
+    fn accepts(&self, endpoint: &str) -> Result<()> {
+        self.inner.accepts(endpoint)
+    }
+    async fn notify(&self, delivery: &Delivery) -> Result<()> {
+        assert!(!taken(&self.panics), "the notifier's own bug");
+        self.inner.notify(delivery).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_notifier_that_panics_loses_no_event() {
+    let clock = clock();
+    let (queue, notifier) = (MemoryQueue::with_clock(clock), MemoryNotifier::new());
+    let vidgen = Vidgen::builder()
+        .queue(queue.clone())
+        .store(MemoryStore::new())
+        .notifier(Panicky { inner: notifier.clone(), panics: Arc::new(AtomicU32::new(1)) })
+        .pipeline(everything_by(&ScriptedProvider::new("studio")))
+        .clock(clock)
+        .build()
+        .unwrap();
+    let world = World { vidgen, queue, notifier, tenant: TenantId::single() };
+    let id = world.create().await;
+    let worker = world.vidgen.worker().spawn();
+    world.ended(id).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    worker.shutdown().await;
+    assert_eq!(world.notifier.deliveries().len(), 1);
 }

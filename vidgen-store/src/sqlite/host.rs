@@ -163,7 +163,7 @@ impl Tx {
         account.live += 1;
         account.failed -= 1;
         let before = job.steps.clone();
-        job.reopen(hold, self.timestamp());
+        job.reopen(hold, self.moment());
         job.version += 1;
         for record in job.steps.iter().filter(|record| !before.contains(record)) {
             self.put_step(id, record).await?;

@@ -115,7 +115,7 @@ impl Tx {
                     .await?;
         }
         let next_due: Option<i64> = sqlx::query_scalar(NEXT_DUE).fetch_one(&mut self.conn).await?;
-        Ok(ClaimBatch { jobs, now: self.timestamp(), next_due: next_due.map(|due| rows::wait(self.steady, due)) })
+        Ok(ClaimBatch { jobs, now: self.moment(), next_due: next_due.map(|due| rows::wait(self.steady, due)) })
     }
 
     /// Makes jobs ready whose moment has come, as far as their tenants have slots.
@@ -244,7 +244,7 @@ impl Tx {
 
     pub(super) async fn checkpoint(&mut self, checkpoint: Checkpoint) -> Outcome<Ack> {
         let Checkpoint { claim, record, costs, progress } = checkpoint;
-        let mut ack = Ack { fenced: Fenced::Stale, cancel: false, now: self.timestamp() };
+        let mut ack = Ack { fenced: Fenced::Stale, cancel: false, now: self.moment() };
         let Some(Entry { mut job, .. }) = self.fenced(claim).await? else { return Ok(ack) };
         ack.cancel = job.cancel_requested;
         match record.follows(job.step(record.step)) {
@@ -252,7 +252,7 @@ impl Tx {
             Succession::Same => ack.fenced = Fenced::Already,
             Succession::Next => {
                 ack.fenced = Fenced::Applied;
-                self.put_step(job.id, &record.stamped(self.timestamp())).await?;
+                self.put_step(job.id, &record.stamped(self.moment())).await?;
                 if !costs.is_empty() {
                     let mut account = self.account(&job.tenant).await?;
                     for cost in costs {

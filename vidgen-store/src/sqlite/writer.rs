@@ -11,6 +11,7 @@ use vidgen_core::{Error, ErrorKind, JobId, Result};
 
 use super::fault::{self, ORIGIN, Outcome};
 use super::open::Opener;
+use super::rows;
 use super::time::SteadyClock;
 use super::wake::Wake;
 
@@ -104,7 +105,12 @@ pub(super) struct Touched {
 
 impl Tx {
     pub(super) fn timestamp(&self) -> Timestamp {
-        Timestamp::from_microsecond(self.now).unwrap_or(Timestamp::MAX)
+        rows::timestamp(self.now)
+    }
+
+    /// The steady clock, for what workers compare: when an intent was written, when to go on.
+    pub(super) fn moment(&self) -> Timestamp {
+        rows::timestamp(self.steady)
     }
 }
 

@@ -193,9 +193,17 @@ pub async fn q7_a_jump_of_the_wall_clock_changes_nothing(bench: Bench) {
     for wall in [later(super::start(), seconds(3600)), jiff::Timestamp::UNIX_EPOCH, super::start()] {
         bench.clock.step_wall(wall);
         assert_eq!(bench.queue.rescue().await.unwrap(), 0);
-        assert!(bench.claim(claimed.claim.worker, 10).await.is_empty());
+        let batch = bench.queue.claim(claimed.claim.worker, 10).await.unwrap();
+        assert!(batch.jobs.is_empty());
+        assert_eq!(batch.now, super::start(), "what workers compare goes on as if nothing had happened");
         assert!(bench.beat(claimed.claim.worker, &[claimed.claim]).await.known);
     }
+    bench.clock.step_wall(jiff::Timestamp::UNIX_EPOCH);
+    let intent = sample::intent(claimed.claim.job, StepKind::Image, 1);
+    assert_eq!(bench.write(claimed.claim, intent, vec![]).await.now, super::start());
+    let stored = bench.get(&claimed.job).await.steps.remove(0);
+    assert_eq!(stored.open_submission().and_then(|s| s.intent_at), Some(super::start()));
+    bench.clock.step_wall(super::start());
     assert_eq!(bench.complete(claimed.claim).await, Fenced::Applied);
 }
 

@@ -167,7 +167,7 @@ impl State {
         self.hold(id, hold);
         let sequence = self.next_sequence();
         let row = self.own(tenant, id)?;
-        row.job.reopen(hold, now.wall);
+        row.job.reopen(hold, now.steady);
         row.epoch += 1;
         row.sequence = sequence;
         self.park(id);

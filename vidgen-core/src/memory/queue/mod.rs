@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, SystemClock, later};
 use crate::error::Result;
 use crate::job::{Job, JobFilter, JobId, Page};
 use crate::money::{UsageFilter, UsageReport, Usd};
@@ -37,6 +38,8 @@ pub struct MemoryQueue {
 struct Shared {
     state: Mutex<State>,
     clock: Arc<dyn Clock>,
+    /// Both clocks when the queue was made.
+    start: (Timestamp, Duration),
     ready: Notify,
     signal: Notify,
 }
@@ -51,14 +54,21 @@ impl MemoryQueue {
     /// An empty queue on another clock.
     #[must_use]
     pub fn with_clock(clock: impl Clock) -> Self {
-        let shared =
-            Shared { state: Mutex::default(), clock: Arc::new(clock), ready: Notify::new(), signal: Notify::new() };
+        let shared = Shared {
+            state: Mutex::default(),
+            start: (clock.now(), clock.monotonic()),
+            clock: Arc::new(clock),
+            ready: Notify::new(),
+            signal: Notify::new(),
+        };
         Self { shared: Arc::new(shared) }
     }
 
     /// Does one call: under the lock, at one moment, and tells whoever waits for it afterwards.
     fn call<T>(&self, work: impl FnOnce(&mut State, Now) -> T) -> T {
-        let now = Now { wall: self.shared.clock.now(), mono: self.shared.clock.monotonic() };
+        let (wall, mono) = (self.shared.clock.now(), self.shared.clock.monotonic());
+        let (start, began) = self.shared.start;
+        let now = Now { wall, mono, steady: later(start, mono.saturating_sub(began)) };
         let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = work(&mut state, now);
         let hints = std::mem::take(&mut state.hints);

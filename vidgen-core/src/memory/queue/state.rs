@@ -22,6 +22,9 @@ use super::outbox::DeliveryRow;
 pub(super) struct Now {
     pub(super) wall: Timestamp,
     pub(super) mono: Duration,
+    /// The wall clock when the queue was made, and the monotonic one from there on: what workers
+    /// compare, so that a step of the wall clock makes nothing early or late.
+    pub(super) steady: Timestamp,
 }
 
 /// Everything the queue knows.

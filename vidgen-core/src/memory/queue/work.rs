@@ -49,7 +49,7 @@ impl State {
         // One call wakes one worker; what it left is for the next one.
         self.hints.ready |= !self.paused && !self.ready.is_empty();
         let next_due = self.waiting.first().map(|(due, _)| due.saturating_sub(now.mono));
-        Ok(ClaimBatch { jobs, now: now.wall, next_due })
+        Ok(ClaimBatch { jobs, now: now.steady, next_due })
     }
 
     pub(super) fn heartbeat(&mut self, id: WorkerId, held: &[Claim], now: Now) -> Beat {
@@ -92,7 +92,7 @@ impl State {
     }
 
     pub(super) fn checkpoint(&mut self, checkpoint: Checkpoint, now: Now) -> Result<Ack> {
-        let mut ack = Ack { fenced: Fenced::Stale, cancel: false, now: now.wall };
+        let mut ack = Ack { fenced: Fenced::Stale, cancel: false, now: now.steady };
         let Some(row) = self.fenced(checkpoint.claim) else { return Ok(ack) };
         ack.cancel = row.job.cancel_requested;
         match checkpoint.record.follows(row.job.step(checkpoint.record.step)) {
@@ -100,7 +100,7 @@ impl State {
             Succession::Same => ack.fenced = Fenced::Already,
             Succession::Next => {
                 ack.fenced = Fenced::Applied;
-                row.job.put_step(checkpoint.record.stamped(now.wall));
+                row.job.put_step(checkpoint.record.stamped(now.steady));
                 row.job.progress = progress_after(row.job.progress, checkpoint.progress);
                 let job = checkpoint.claim.job;
                 for cost in checkpoint.costs {
