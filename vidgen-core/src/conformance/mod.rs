@@ -1,6 +1,6 @@
 //! The conformance kit: numbered rules as tests, so that anybody's backend can be held to them.
 //!
-//! ```ignore
+//! ```text
 //! vidgen_core::queue_conformance!(memory, |clock| async move { MemoryQueue::with_clock(clock) });
 //! ```
 //!

@@ -12,7 +12,7 @@ use crate::tenant::TenantId;
 
 /// Makes one test of every rule, each on the [`Bench`] that `factory` yields.
 ///
-/// ```ignore
+/// ```text
 /// vidgen_core::notifier_conformance!(webhooks, async { Receivers::start().await });
 /// ```
 ///

@@ -18,7 +18,7 @@ use crate::store::{ByteRange, Store};
 /// Makes one test of every rule, each on what `factory` yields: an empty store that nobody else
 /// uses, or a pair of one and something to keep alive as long (a temporary directory).
 ///
-/// ```ignore
+/// ```text
 /// vidgen_core::store_conformance!(memory, async { MemoryStore::new() }, except: [("st9", "it is memory")]);
 /// ```
 #[macro_export]

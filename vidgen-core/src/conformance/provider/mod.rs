@@ -17,7 +17,7 @@ pub use submits::*;
 ///
 /// A rule that this provider cannot keep at all is named with its reason:
 ///
-/// ```ignore
+/// ```text
 /// vidgen_core::provider_conformance!(acme, Recorded::new(), except: [("p12", "it takes neither key nor reference")]);
 /// ```
 #[macro_export]

@@ -2,7 +2,6 @@
 
 mod file;
 mod handles;
-mod measure;
 mod processes;
 
 use std::path::Path;
