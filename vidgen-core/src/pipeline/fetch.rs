@@ -4,10 +4,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{Stream, StreamExt};
+use futures::stream::{self, Stream, StreamExt};
 
+use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::StepKind;
 use crate::media::{Body, MediaInfo, MediaKey, MediaType};
@@ -15,6 +17,8 @@ use crate::provider::{Output, Provider};
 use crate::store::Store;
 
 const MIB: u64 = 1024 * 1024;
+/// How long an output may take to begin, or to go on: beyond that its connection is dead.
+const STALLED: Duration = Duration::from_secs(60);
 /// How many of the first bytes are enough to tell a type.
 const HEAD: usize = 32;
 
@@ -37,9 +41,15 @@ pub(crate) async fn fetch(
     step: StepKind,
     stem: &str,
     store: &dyn Store,
+    clock: &Arc<dyn Clock>,
 ) -> Result<MediaInfo, FetchError> {
-    let mut body = provider.open(output).await.map_err(FetchError::Output)?;
+    let body = tokio::select! {
+        body = provider.open(output) => body.map_err(FetchError::Output)?,
+        () = clock.sleep(STALLED) => return Err(FetchError::Output(stalled())),
+    };
     let length = body.length();
+    // Fused, since the look at its head may have come to its end.
+    let mut body = Body::new(unstalled(body, clock.clone()).fuse(), length);
     let limit = limit(step);
     if length.is_some_and(|l| l > limit) {
         return Err(FetchError::Output(too_long(step, limit)));
@@ -87,6 +97,23 @@ fn fits(step: StepKind, media_type: MediaType) -> bool {
         StepKind::Speech => media_type.is_audio(),
         StepKind::Video | StepKind::Compose => media_type.is_video(),
     }
+}
+
+/// The body, with an error where it does not go on.
+fn unstalled(body: Body, clock: Arc<dyn Clock>) -> impl Stream<Item = Result<Bytes>> + Send {
+    stream::unfold(Some((body, clock)), |state| async {
+        let (mut body, clock) = state?;
+        tokio::select! {
+            // Bytes that are there count, however long nobody asked for them.
+            biased;
+            item = body.next() => item.map(|item| (item, Some((body, clock)))),
+            () = clock.sleep(STALLED) => Some((Err(stalled()), None)),
+        }
+    })
+}
+
+fn stalled() -> Error {
+    Error::new(ErrorKind::Unavailable, "fetch", "the output does not go on")
 }
 
 fn too_long(step: StepKind, limit: u64) -> Error {

@@ -54,10 +54,7 @@ impl<'a> Polling<'a> {
                 self.cancel(&record, handle).await?;
                 continue;
             }
-            let snapshot = tokio::select! {
-                snapshot = self.route.provider.poll(handle) => snapshot,
-                halt = self.run.halted() => return Err(halt),
-            };
+            let snapshot = self.run.ask(self.route.provider.poll(handle)).await?;
             // Only what goes on is late: a run that ended while nobody looked is there to be fetched,
             // and who just began to look must not take one error for an answer.
             let goes_on = match &snapshot {
@@ -157,8 +154,9 @@ impl<'a> Polling<'a> {
         let ordinal = record.open_submission().map_or(1, |s| s.ordinal);
         // The epoch keeps a stale worker from overwriting what a record already names.
         let stem = format!("{}/{}-{ordinal}-{}", media_prefix(run.job.id), self.planned.step, run.claim.epoch);
+        let (provider, store, clock) = (&*self.route.provider, &*run.inner.store, &run.inner.clock);
         let copied = tokio::select! {
-            copied = fetch(&*self.route.provider, output, self.planned.step, &stem, &*run.inner.store) => copied,
+            copied = fetch(provider, output, self.planned.step, &stem, store, clock) => copied,
             halt = run.halted() => return Err(halt),
         };
         match copied {
@@ -193,7 +191,7 @@ impl<'a> Polling<'a> {
     async fn cancel(&self, record: &StepRecord, handle: &Handle) -> Result<(), Halt> {
         // Written first, so that its end is asked for once, whatever crashes.
         self.run.checkpoint(step::cancel_sent(record), None).await?;
-        if let Err(error) = self.route.provider.cancel(handle).await {
+        if let Err(error) = self.run.answered(self.route.provider.cancel(handle)).await {
             tracing::info!(job = %self.run.job.id, step = %self.planned.step, %error, "cancel");
         }
         Ok(())

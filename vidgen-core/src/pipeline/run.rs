@@ -36,6 +36,9 @@ const MAX_JOB_ATTEMPTS: u32 = 30;
 /// A wait that is no longer than this is not worth handing the job back for.
 const SHORT_WAIT: Duration = Duration::from_millis(500);
 
+/// How long a provider may take to answer anything but a submit, which has a time of its own.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
 /// What the worker tells a running job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Signals {
@@ -438,6 +441,24 @@ impl Run {
             }
         }
         self.check()
+    }
+
+    /// Asks a provider, which may not answer at all, and not for longer than the claim is ours.
+    pub(super) async fn ask<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<Result<T>, Halt> {
+        tokio::select! {
+            answer = self.answered(answer) => Ok(answer),
+            halt = self.halted() => Err(halt),
+        }
+    }
+
+    /// The answer, or an error if there is none in time.
+    pub(super) async fn answered<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            answer = answer => answer,
+            () = self.inner.clock.sleep(ANSWER_WITHIN) => {
+                Err(Error::new(ErrorKind::Unavailable, "pipeline", "the provider did not answer in time"))
+            }
+        }
     }
 
     /// Returns when the worker stops or the claim is lost.

@@ -174,7 +174,7 @@ impl Run {
         capabilities: &Capabilities,
     ) -> Result<Option<Timestamp>, Halt> {
         let Some(submission) = record.open_submission() else { return Ok(None) };
-        let answer = route.provider.find(submission).await;
+        let answer = self.ask(route.provider.find(submission)).await?;
         if let Err(error) = &answer {
             tracing::warn!(job = %self.job.id, step = %planned.step, %error, "looking for a lost submission");
         }

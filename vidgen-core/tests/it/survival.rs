@@ -304,6 +304,26 @@ async fn nothing_more_is_bought_for_a_job_that_cannot_succeed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_poll_that_never_answers_is_made_again() {
+    let studio = ScriptedProvider::new("studio");
+    let odd = Odd { poll_hangs: Arc::new(AtomicU32::new(2)), ..Odd::new(studio.clone()) };
+    let world = world(Pipeline::named("default").video(odd).speech(studio.clone()).compose(studio.clone()));
+    let id = world.create().await;
+    assert_eq!(world.finish(id).await.state, JobState::Completed);
+    assert_eq!(bought(&studio, StepKind::Video), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_output_that_never_ends_is_given_up() {
+    let studio = ScriptedProvider::new("studio");
+    studio.then(StepKind::Video, Scene::Stalls);
+    let world = world(everything_by(&studio));
+    let id = world.create().await;
+    let job = world.finish(id).await;
+    assert_eq!((job.state, failure(&job)), (JobState::Failed, "output_invalid"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_retry_of_a_canceled_job_does_not_hold_again_what_was_charged() {
     let studio = ScriptedProvider::new("studio");
     studio.then(StepKind::Video, Scene::RunsForever);
