@@ -291,13 +291,20 @@ impl Model {
 }
 
 /// What goes with a submit beside the task.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct SubmitOptions {
     /// Our id of the submission: key, reference or part of the callback URL, as the provider allows.
     pub submission: SubmissionId,
     /// Where the provider shall call back.
     pub callback: Option<Url>,
+}
+
+/// Without the callback, which is signed.
+impl Debug for SubmitOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SubmitOptions").field("submission", &self.submission).finish_non_exhaustive()
+    }
 }
 
 impl SubmitOptions {

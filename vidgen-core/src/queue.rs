@@ -147,8 +147,9 @@ pub trait Queue: Debug + Send + Sync + 'static {
     async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Ack>;
 
     /// Hands a job back. At once: it keeps its slot and its turn, so that a restart of workers
-    /// costs it nothing. For later: it gives its slot away meanwhile. `Already` if this claim's
-    /// release was written before.
+    /// costs it nothing. For later: it gives its slot away meanwhile; but a job whose end was asked
+    /// for goes back at once, unless a submission of it is open or the release counts. `Already`
+    /// if this claim's release was written before.
     async fn release(&self, claim: Claim, release: Release) -> Result<Fenced>;
 
     /// Ends a job. `Already` if this claim's end in the same state was written before.

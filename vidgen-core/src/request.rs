@@ -13,7 +13,7 @@ use crate::media::MediaKey;
 use crate::provider::Size;
 
 /// What a user asks for. Everything but the prompt is optional.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct JobRequest {
@@ -99,6 +99,21 @@ impl RequestRules {
     pub fn with_max_duration(mut self, max: Duration) -> Self {
         self.max_duration = max;
         self
+    }
+}
+
+/// Without what the user wrote, which is nobody's business who reads a log.
+impl fmt::Debug for JobRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobRequest")
+            .field("pipeline", &self.pipeline)
+            .field("aspect_ratio", &self.aspect_ratio)
+            .field("resolution", &self.resolution)
+            .field("duration", &self.duration)
+            .field("fps", &self.fps)
+            .field("seed", &self.seed)
+            .field("image", &self.image)
+            .finish_non_exhaustive()
     }
 }
 
@@ -321,6 +336,15 @@ mod tests {
 
     fn fields(request: &JobRequest) -> Vec<String> {
         request.problems(&RequestRules::default()).into_iter().map(|p| p.field).collect()
+    }
+
+    #[test]
+    fn what_the_user_wrote_is_not_printed() {
+        let mut request = JobRequest::new("canary").with_script("canary").with_webhook_url("https://canary.example");
+        request.negative_prompt = Some("canary".into());
+        request.style = Some("canary".into());
+        request.metadata.insert("canary".into(), "canary".into());
+        assert!(!format!("{request:?}").contains("canary"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What one call asks of a provider: typed fields, and a free map for what vidgen has no word for.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use crate::media::MediaInput;
 use crate::provider::ModelId;
 
 /// What one call asks of a provider.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Task {
     /// Which model shall do it.
     pub model: ModelId,
@@ -46,7 +47,7 @@ pub struct Size {
 }
 
 /// Make a picture.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ImageTask {
     /// What it shall show.
     pub prompt: String,
@@ -61,7 +62,7 @@ pub struct ImageTask {
 }
 
 /// Make a video.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct VideoTask {
     /// What it shall show.
     pub prompt: String,
@@ -82,7 +83,7 @@ pub struct VideoTask {
 }
 
 /// Speak a text.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct SpeechTask {
     /// What to say.
     pub text: String,
@@ -114,6 +115,37 @@ pub struct ThumbnailTask {
     pub at: Duration,
     /// The longest side in pixels.
     pub max_side: u32,
+}
+
+// What the user wrote, and fields that we know nothing of, are not printed.
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task").field("model", &self.model).field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ImageTask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageTask").field("size", &self.size).field("seed", &self.seed).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for VideoTask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VideoTask")
+            .field("image", &self.image)
+            .field("size", &self.size)
+            .field("duration", &self.duration)
+            .field("fps", &self.fps)
+            .field("seed", &self.seed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for SpeechTask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SpeechTask").field("voice", &self.voice).finish_non_exhaustive()
+    }
 }
 
 impl TaskSpec {
@@ -148,6 +180,35 @@ impl TaskSpec {
         match self {
             Self::Speech(task) => &task.text,
             _ => "",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_user_wrote_is_not_printed() {
+        let size = Size { width: 16, height: 16 };
+        let (prompt, more) = ("canary".to_owned(), Some("canary".to_owned()));
+        let image =
+            ImageTask { prompt: prompt.clone(), negative_prompt: more.clone(), style: more.clone(), size, seed: None };
+        let video = VideoTask {
+            prompt: prompt.clone(),
+            negative_prompt: more.clone(),
+            style: more,
+            image: None,
+            size,
+            duration: Duration::ZERO,
+            fps: None,
+            seed: None,
+        };
+        let speech = SpeechTask { text: prompt, voice: None };
+        for spec in [TaskSpec::Image(image), TaskSpec::Video(video), TaskSpec::Speech(speech)] {
+            let extra = Map::from_iter([("style".to_owned(), Value::from("canary"))]);
+            let task = Task { model: ModelId::from("m"), spec, extra };
+            assert!(!format!("{task:?}").contains("canary"), "{task:?}");
         }
     }
 }

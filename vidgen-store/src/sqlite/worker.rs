@@ -278,7 +278,9 @@ impl Tx {
     pub(super) async fn release(&mut self, claim: Claim, release: Release) -> Outcome<Fenced> {
         let Some(Entry { job, .. }) = self.fenced(claim).await? else { return self.ended_by(claim, RELEASED).await };
         // At once, it keeps its slot and its turn: a restart of workers must not send it to the back.
-        let place = if release.delay.is_zero() { READY } else { WAITING };
+        // One that counts is a backoff, also from what keeps the job from being ended.
+        let unwanted = job.cancel_requested && !job.has_open_submission() && !release.counts;
+        let place = if release.delay.is_zero() || unwanted { READY } else { WAITING };
         sqlx::query(
             "update vg_queue set state = ?, run_on = ?, worker = null, version = version + 1, \
              attempts = attempts + ?, last_worker = ?, last_epoch = ?, last_write = ? where job = ?",

@@ -111,6 +111,7 @@ rules! { $
     q7_a_jump_of_the_wall_clock_changes_nothing
     q7_a_delayed_job_does_not_run_early
     q7_a_release_waits_and_counts_as_it_says
+    q7_a_release_makes_no_canceled_job_wait
     q7_a_wake_makes_a_waiting_job_ready
     q8_rescue_is_bounded
     q8_a_claim_is_bounded

@@ -51,6 +51,20 @@ pub async fn q7_a_release_waits_and_counts_as_it_says(bench: Bench) {
     }
 }
 
+/// A job whose end was asked for is handed back to be ended; with money out, or after a failure,
+/// it waits all the same.
+pub async fn q7_a_release_makes_no_canceled_job_wait(bench: Bench) {
+    for (open, counts) in [(false, false), (true, false), (false, true)] {
+        let claimed = bench.running(&tenant("ann")).await;
+        if open {
+            bench.write(claimed.claim, sample::intent(claimed.claim.job, StepKind::Image, 1), vec![]).await;
+        }
+        bench.queue.cancel(&claimed.job.tenant, claimed.claim.job, None).await.unwrap();
+        bench.release(claimed.claim, seconds(3600), counts).await;
+        assert_eq!(bench.claim(claimed.claim.worker, 1).await.is_empty(), open || counts);
+    }
+}
+
 /// A wake makes a waiting job ready, and leaves every other one as it is.
 pub async fn q7_a_wake_makes_a_waiting_job_ready(bench: Bench) {
     let claimed = bench.running(&tenant("ann")).await;

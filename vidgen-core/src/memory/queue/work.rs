@@ -122,7 +122,9 @@ impl State {
         let Some(row) = self.fenced(claim) else { return self.ended_by(claim, LastWrite::Released) };
         row.last = Some((claim.worker, claim.epoch, LastWrite::Released));
         row.job.attempts += u32::from(release.counts);
-        if release.delay.is_zero() {
+        // One that counts is a backoff, also from what keeps the job from being ended.
+        let unwanted = row.job.cancel_requested && !row.job.has_open_submission() && !release.counts;
+        if release.delay.is_zero() || unwanted {
             // It keeps its slot and its turn: a restart of workers must not send it to the back.
             self.place(claim.job, Place::Ready);
         } else {
