@@ -108,3 +108,21 @@ async fn a_delivery_whose_outcome_could_not_be_recorded_is_not_left_on_its_way()
     told.expect("it stayed on its way");
     check(&world, &world.job(id).await, "after the queue was away");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_outcome_is_kept_for_a_queue_that_is_away_for_longer_than_the_lease() {
+    // Nobody else could ever tell what became of the submit.
+    let world = World::new(ScriptedProvider::new("studio").without_find());
+    let faults = Faults::none();
+    faults.delay(Point::BeforePost, Duration::from_secs(2));
+    let host = world.process(&faults);
+    let id = created(&host).await;
+    let worker = host.worker().spawn();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    faults.set_away(true);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    faults.set_away(false);
+    settled(&world, id).await;
+    worker.shutdown().await;
+    check(&world, &world.job(id).await, "after the outage");
+}

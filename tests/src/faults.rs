@@ -92,6 +92,7 @@ struct Inner {
     visits: Mutex<HashMap<Point, u32>>,
     delays: Mutex<HashMap<Point, Duration>>,
     deaf: AtomicBool,
+    away: AtomicBool,
     refusals: AtomicU32,
     dead: watch::Sender<bool>,
 }
@@ -106,6 +107,7 @@ impl Faults {
             visits: Mutex::default(),
             delays: Mutex::default(),
             deaf: AtomicBool::new(false),
+            away: AtomicBool::new(false),
             refusals: AtomicU32::new(0),
             dead: watch::Sender::new(false),
         };
@@ -192,6 +194,18 @@ impl Faults {
         }
     }
 
+    /// Makes every write of the queue fail, without effect, or lets them through again.
+    pub fn set_away(&self, away: bool) {
+        self.inner.away.store(away, Ordering::SeqCst);
+    }
+
+    fn answering(&self) -> Result<()> {
+        if self.inner.away.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorKind::Unavailable, "queue", "is away"));
+        }
+        Ok(())
+    }
+
     async fn around<T>(&self, before: Option<Point>, call: impl Future<Output = T>, after: Option<Point>) -> T {
         self.alive().await;
         if let Some(point) = before {
@@ -240,6 +254,7 @@ impl<T: Queue> Queue for Faulty<T> {
         self.faults.around(None, self.inner.enqueue(new), Some(Point::AfterHold)).await
     }
     async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Ack> {
+        self.faults.answering()?;
         let (before, after) = match &checkpoint.record.state {
             StepState::Intent { .. } => (Some(Point::BeforeIntent), Some(Point::AfterIntent)),
             StepState::Accepted { .. } => (None, Some(Point::AfterOutcome)),
@@ -248,6 +263,7 @@ impl<T: Queue> Queue for Faulty<T> {
         self.faults.around(before, self.inner.checkpoint(checkpoint), after).await
     }
     async fn settle(&self, settlement: Settlement) -> Result<Fenced> {
+        self.faults.answering()?;
         let call = self.inner.settle(settlement);
         self.faults.around(Some(Point::BeforeSettle), call, Some(Point::AfterSettle)).await
     }
@@ -276,6 +292,7 @@ impl<T: Queue> Queue for Faulty<T> {
         self.faults.around(None, self.inner.usage(tenant, filter), None).await
     }
     async fn heartbeat(&self, worker: WorkerId, held: &[Claim]) -> Result<Beat> {
+        self.faults.answering()?;
         if self.faults.inner.deaf.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
@@ -288,6 +305,7 @@ impl<T: Queue> Queue for Faulty<T> {
         self.faults.around(None, self.inner.prune(jobs), None).await
     }
     async fn register(&self, name: &str) -> Result<WorkerId> {
+        self.faults.answering()?;
         self.faults.around(None, self.inner.register(name), None).await
     }
     async fn settle_delivery(&self, delivery: &Delivery, outcome: DeliveryOutcome) -> Result<Fenced> {
@@ -303,14 +321,23 @@ impl<T: Queue> Queue for Faulty<T> {
     async fn redeliver(&self, tenant: &TenantId, event: &EventId) -> Result<()> {
         self.faults.around(None, self.inner.redeliver(tenant, event), None).await
     }
+    async fn claim(&self, worker: WorkerId, max: usize) -> Result<ClaimBatch> {
+        self.faults.answering()?;
+        self.faults.around(None, self.inner.claim(worker, max), None).await
+    }
+    async fn release(&self, claim: Claim, release: Release) -> Result<Fenced> {
+        self.faults.answering()?;
+        self.faults.around(None, self.inner.release(claim, release), None).await
+    }
+    async fn rescue(&self) -> Result<u64> {
+        self.faults.answering()?;
+        self.faults.around(None, self.inner.rescue(), None).await
+    }
     passed_on! {
         stats() -> Result<QueueStats>;
         pause(paused: bool) -> Result<()>;
         wake(id: JobId) -> Result<()>;
         deregister(worker: WorkerId) -> Result<()>;
-        claim(worker: WorkerId, max: usize) -> Result<ClaimBatch>;
-        release(claim: Claim, release: Release) -> Result<Fenced>;
-        rescue() -> Result<u64>;
         ready() -> ();
         signalled() -> ();
         claim_deliveries(worker: WorkerId, max: usize) -> Result<DeliveryBatch>;

@@ -30,6 +30,8 @@ use crate::vidgen::Inner;
 
 /// The first and the longest wait before a write is tried again on a queue that is away.
 const WRITE_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How long the outcome of a submit is kept for a queue that is away, whatever the lease says.
+const OUTCOME_PATIENCE: Duration = Duration::from_secs(600);
 /// How many attempts a job may use up in all. Each route of a step has three, so only a job that
 /// never gets anywhere (a client that panics, a write that is refused) comes here.
 const MAX_JOB_ATTEMPTS: u32 = 30;
@@ -275,12 +277,24 @@ impl Run {
 
     /// Writes a record and its cost, for as long as it takes and the claim is ours.
     pub(crate) async fn checkpoint(&self, record: StepRecord, cost: Option<CostEntry>) -> Result<Ack, Halt> {
+        self.write(record, cost, Duration::ZERO).await
+    }
+
+    /// Writes what became of a submit, and goes on trying after the lease seems lost: a queue that
+    /// was away for longer than the lease may not have given the claim to anybody yet, and nobody
+    /// but this process knows the handle (B4). If it has, the write is stale and changes nothing.
+    pub(super) async fn keep(&self, record: StepRecord) -> Result<Ack, Halt> {
+        self.write(record, None, OUTCOME_PATIENCE).await
+    }
+
+    async fn write(&self, record: StepRecord, cost: Option<CostEntry>, patience: Duration) -> Result<Ack, Halt> {
         let progress = {
             let shared = self.lock();
             let mut records = shared.records.clone();
             put(&mut records, record.clone());
             progress(&self.job.plan, &records, |id| shared.fractions.get(&id).copied().unwrap_or_default())
         };
+        let give_up = self.inner.clock.monotonic() + patience;
         let mut wait = WRITE_AGAIN.0;
         loop {
             let checkpoint = Checkpoint {
@@ -300,6 +314,11 @@ impl Run {
                     }
                     put(&mut shared.records, record.stamped(ack.now));
                     return Ok(ack);
+                }
+                Err(error) if error.kind() == ErrorKind::Unavailable && self.inner.clock.monotonic() < give_up => {
+                    tracing::warn!(job = %self.job.id, %error, "the queue is away; an outcome is kept");
+                    // Often, to be there before the claim is given to somebody else.
+                    self.inner.clock.sleep(WRITE_AGAIN.0).await;
                 }
                 Err(error) => wait = self.write_again(error, wait).await?,
             }
@@ -525,11 +544,11 @@ impl Run {
         pipeline.route(id, &submission.provider, &submission.model).cloned()
     }
 
-    /// How many submissions were bought so far (M8).
+    /// How many submissions were bought so far, those before a retry of the job left out (M8).
     pub(super) fn purchases(&self) -> usize {
         let shared = self.lock();
         let bought = |r: &StepRecord| {
-            let wasted = r.attempts.iter().filter(|a| a.cost.amount > Usd::ZERO).count();
+            let wasted = r.attempts.iter().skip(r.forgiven).filter(|a| a.cost.amount > Usd::ZERO).count();
             let kept = match &r.state {
                 StepState::Done { cost, .. } => cost.amount > Usd::ZERO,
                 _ => r.open_submission().is_some_and(|s| s.hold > Usd::ZERO),

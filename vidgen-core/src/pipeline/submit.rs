@@ -149,7 +149,7 @@ impl Run {
             Request::Keyed => step::after_resend(&record, planned, &answer, self.now()),
         };
         match after {
-            Some(record) => self.checkpoint(record, None).await.map(|_| true),
+            Some(record) => self.keep(record).await.map(|_| true),
             None => Ok(false),
         }
     }
