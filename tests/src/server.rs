@@ -23,7 +23,9 @@ pub fn vidgen_binary() -> &'static Path {
         let binary = profile.join("vidgen");
         let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
         let status = std::process::Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--package", "standalone", "--manifest-path", manifest, "--target-dir"])
+            // As tests/run.sh builds it: other features would build half the workspace once more.
+            .args(["build", "--quiet", "--workspace", "--all-features", "--bins"])
+            .args(["--manifest-path", manifest, "--target-dir"])
             .arg(profile.parent().unwrap())
             .status()
             .unwrap();
