@@ -1,8 +1,10 @@
 //! What workers do: claims, checkpoints, ends, beats, rescue.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
 use vidgen_core::{
     Ack, BEAT, Beat, Checkpoint, Claim, ClaimBatch, Claimed, Error, ErrorKind, Fenced, JobId, JobState, MAX_BATCH,
     Release, Settlement, Succession, WorkerId, progress_after,
@@ -19,6 +21,8 @@ macro_rules! head {
         "select job from vg_queue where state = 1 order by priority, tag, seq, job limit ?"
     };
 }
+/// How long a job is let alone that cannot be read.
+const UNREADABLE_WAIT: Duration = Duration::from_secs(300);
 /// The columns of the claimable jobs.
 pub(super) const HEAD: &str = concat!(
     "select j.priority, q.tag, ",
@@ -87,7 +91,10 @@ impl Tx {
         self.promote().await?;
         let paused: bool = sqlx::query_scalar("select paused from vg_meta").fetch_one(&mut self.conn).await?;
         let max = if paused { 0 } else { rows::limit(max.min(MAX_BATCH)) };
-        let heads = sqlx::query(HEAD).bind(max).fetch_all(&mut self.conn).await?;
+        let mut heads = sqlx::query(HEAD).bind(max).fetch_all(&mut self.conn).await?;
+        while self.set_aside_unreadable(&heads).await? {
+            heads = sqlx::query(HEAD).bind(max).fetch_all(&mut self.conn).await?;
+        }
         let mut jobs = Vec::with_capacity(heads.len());
         let mut last_tag = None;
         for row in &heads {
@@ -116,6 +123,28 @@ impl Tx {
         }
         let next_due: Option<i64> = sqlx::query_scalar(NEXT_DUE).fetch_one(&mut self.conn).await?;
         Ok(ClaimBatch { jobs, now: self.moment(), next_due: next_due.map(|due| rows::wait(self.steady, due)) })
+    }
+
+    /// Lets jobs wait that this process cannot read: one bad row must not keep everybody else's job
+    /// back, and another version of the program may well read it (B9). Says whether there were any.
+    async fn set_aside_unreadable(&mut self, heads: &[SqliteRow]) -> Outcome<bool> {
+        let mut any = false;
+        for row in heads {
+            let Err(fault) = Entry::of(row) else { continue };
+            any = true;
+            let id = rows::job_id(row, "id")?;
+            tracing::error!(job = %id, ?fault, "a job cannot be read; it waits for a process that can");
+            sqlx::query("update vg_queue set state = ?, run_on = ? where job = ?")
+                .bind(WAITING)
+                .bind(rows::after(self.steady, UNREADABLE_WAIT))
+                .bind(id.blob())
+                .execute(&mut self.conn)
+                .await?;
+            let mut account = self.account(&rows::tenant(row)?).await?;
+            account.active -= 1;
+            self.save(account).await?;
+        }
+        Ok(any)
     }
 
     /// Makes jobs ready whose moment has come, as far as their tenants have slots.

@@ -119,3 +119,25 @@ async fn a_thousand_creates_at_once_share_their_commits() {
     // Alone they would be a thousand waits for the disk. The bound is for a busy machine.
     assert!(took < Duration::from_secs(10), "{took:?}");
 }
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_keeps_nobody_else_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vidgen.db");
+    let queue = SqliteQueue::open(&path).await.unwrap();
+    let ann = sample::tenant("ann");
+    let bad = queue.enqueue(sample::new_job(&ann)).await.unwrap().job;
+    let good = queue.enqueue(sample::new_job(&ann)).await.unwrap().job;
+    let mut other = raw(&path).await;
+    sqlx::query("update vg_job set plan = '{}' where id = ?")
+        .bind(bad.id.uuid().into_bytes().to_vec())
+        .execute(&mut other)
+        .await
+        .unwrap();
+    let worker = queue.register("w").await.unwrap();
+    let batch = queue.claim(worker, 10).await.unwrap();
+    assert_eq!(batch.jobs.iter().map(|c| c.job.id).collect::<Vec<_>>(), [good.id]);
+    assert!(batch.next_due.is_some_and(|due| due <= Duration::from_secs(300)), "the other one waits");
+    let stats = queue.stats().await.unwrap();
+    assert_eq!((stats.processing, stats.waiting), (1, 1), "and is not lost");
+}
