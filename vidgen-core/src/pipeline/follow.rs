@@ -218,7 +218,7 @@ impl<'a> Polling<'a> {
 
     /// The next poll comes later than this one did, within what the provider and its usual pace allow.
     fn slow_down(&mut self, wish: Option<Duration>) {
-        let typical = record_typical(self.planned, &self.route);
+        let typical = self.typical();
         let slowest =
             (typical / 10).clamp(self.capabilities.poll_floor, SLOWEST_POLL.max(self.capabilities.poll_floor));
         self.delay = match wish {
@@ -227,14 +227,18 @@ impl<'a> Polling<'a> {
         };
     }
 
+    /// How long a run of this very model usually takes.
+    fn typical(&self) -> Duration {
+        let record = self.run.record(self.planned.step);
+        let open = record.open_submission();
+        let mut routes = self.planned.routes.iter();
+        let route = routes.find(|r| open.is_some_and(|s| s.provider == r.provider && s.model == r.model));
+        route.map_or(SLOWEST_POLL, |r| r.typical)
+    }
+
     fn cost(&self, record: &StepRecord, stated: Option<Usd>) -> Cost {
         record.open_submission().map_or(Cost::FREE, |submission| step::cost_of(stated, submission))
     }
-}
-
-fn record_typical(planned: &PlannedStep, route: &Route) -> Duration {
-    let id = route.provider.id();
-    planned.routes.iter().find(|r| r.provider == id).map_or(SLOWEST_POLL, |r| r.typical)
 }
 
 fn canceled() -> Failure {
