@@ -181,6 +181,49 @@ async fn the_tutorials_session_works_unchanged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_prompts_and_signed_links_are_in_no_log_line_even_at_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let (address, received) = receiver().await;
+    let allow = address.to_string();
+    let environment = [
+        ("LOG", "trace"),
+        ("WEBHOOK_SECRET", "canary-webhook-secret"),
+        ("LINK_SECRET", "canary-link-secret"),
+        ("WEBHOOK_ALLOW", allow.as_str()),
+    ];
+    let mut command = Server::command(dir.path(), "serve", &environment);
+    command.stderr(std::fs::File::create(&log).unwrap());
+    let server = Server::start(command).await;
+    let body = json!({
+        "prompt": "canary-prompt",
+        "script": "canary-script",
+        "negative_prompt": "canary-negative",
+        "resolution": "360p",
+        "duration_seconds": 1,
+        "webhook_url": format!("http://{address}/hook?token=canary-token"),
+        "metadata": {"order": "canary-metadata"},
+    });
+    let created = generate(&server, &body).await;
+    let done = walk(&server, created["job_id"].as_str().unwrap()).await.pop().unwrap();
+    assert_eq!(done["status"], "completed", "{done}");
+    download(&done["output"]["video_url"], &dir.path().join("video.mp4")).await;
+    let began = Instant::now();
+    while received.lock().unwrap().is_empty() {
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (status, _) = server.end(Signal::TERM).await;
+    assert!(status.success());
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(log.contains("TRACE") && log.contains("job ended"), "the log says little: {} bytes", log.len());
+    for secret in ["canary", "sig="] {
+        let lines: Vec<_> = log.lines().filter(|l| l.contains(secret)).take(3).collect();
+        assert!(lines.is_empty(), "{secret} is logged: {lines:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_is_named_field_by_field_and_unknown_jobs_are_not_found() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::standalone(dir.path(), "serve", &[]).await;

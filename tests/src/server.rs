@@ -48,11 +48,17 @@ impl Server {
     /// # Panics
     /// If it does not listen within 30 s.
     pub async fn standalone(dir: &Path, command: &str, environment: &[(&str, &str)]) -> Self {
+        Self::start(Self::command(dir, command, environment)).await
+    }
+
+    /// What [`Server::standalone`] starts.
+    #[must_use]
+    pub fn command(dir: &Path, command: &str, environment: &[(&str, &str)]) -> Command {
         let mut server = Command::new(vidgen_binary());
         server.arg(command).env("PORT", "0").env("MEDIA_DIR", dir.join("media"));
         server.env("DATABASE_URL", format!("sqlite:{}", dir.join("vidgen.db").display()));
         server.envs(environment.iter().copied());
-        Self::start(server).await
+        server
     }
 
     /// Starts whatever prints `listening on URL`.
