@@ -314,11 +314,12 @@ async fn a_terminated_server_is_gone_in_two_seconds_and_goes_on_when_it_is_start
 async fn thousands_of_jobs_complete_each_once_in_flat_memory() {
     let dir = tempfile::tempdir().unwrap();
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_instant-server"));
-    command.arg(dir.path());
+    // One arena, or the resident size tells how the threads happened to meet, not what is kept.
+    command.arg(dir.path()).env("MALLOC_ARENA_MAX", "1");
     let server = Server::start(command).await;
     let http = client();
     let (mut resident, mut ids) = (Vec::new(), Vec::new());
-    for round in 0..3 {
+    for round in 0..4 {
         let began = Instant::now();
         let creates = (0..1000).map(|n| {
             let call = http.post(format!("{}/api/generate", server.url));
@@ -338,8 +339,9 @@ async fn thousands_of_jobs_complete_each_once_in_flat_memory() {
     }
     let accepted: Vec<String> = http.get(format!("{}/ledger", server.url)).send().await.unwrap().json().await.unwrap();
     let slots: BTreeSet<_> = accepted.iter().collect();
-    assert_eq!((accepted.len(), slots.len()), (15_000, 15_000), "each step of each job was bought once");
-    // The scripted provider keeps its ledger and runs, a few hundred bytes a submission: 2,000 jobs
-    // more may show that much, and no more.
-    assert!(resident[2] < resident[0] + 16 * 1024, "memory grows: {resident:?} KiB");
+    assert_eq!((accepted.len(), slots.len()), (20_000, 20_000), "each step of each job was bought once");
+    // The first round fills the allocator and a thousand connections' buffers, so it is no measure.
+    // After it, 2,000 jobs more may show what the scripted provider keeps of them (its ledger, runs
+    // and calls, some 5 KiB a job), and little else.
+    assert!(resident[3] < resident[1] + 16 * 1024, "memory grows: {resident:?} KiB");
 }
