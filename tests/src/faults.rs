@@ -337,6 +337,7 @@ impl<T: Queue> Queue for Faulty<T> {
         stats() -> Result<QueueStats>;
         pause(paused: bool) -> Result<()>;
         wake(id: JobId) -> Result<()>;
+        witness(witness: Witness) -> Result<()>;
         deregister(worker: WorkerId) -> Result<()>;
         ready() -> ();
         signalled() -> ();
@@ -370,6 +371,9 @@ impl<T: Provider> Provider for Faulty<T> {
     }
     async fn find(&self, submission: &Submission) -> Result<Lookup> {
         self.faults.around(None, self.inner.find(submission), None).await
+    }
+    async fn callback(&self, callback: &Callback, spool: &Spool) -> Result<Handle> {
+        self.faults.around(None, self.inner.callback(callback, spool), None).await
     }
 }
 

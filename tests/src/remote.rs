@@ -228,4 +228,8 @@ impl Provider for RemoteStudio {
             other => garbled(other),
         }
     }
+
+    async fn callback(&self, _: &Callback, _: &Spool) -> Result<Handle> {
+        Err(Error::new(ErrorKind::Unsupported, "remotestudio", "does not call back"))
+    }
 }

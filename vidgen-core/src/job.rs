@@ -14,7 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::media::MediaInfo;
 use crate::money::Usd;
 use crate::pipeline::Plan;
-use crate::provider::SubmissionId;
+use crate::provider::{Handle, SubmissionId};
+use crate::queue::Witness;
 use crate::request::JobRequest;
 use crate::tenant::TenantId;
 
@@ -161,6 +162,9 @@ pub struct Job {
     pub cost: Usd,
     /// The records of the steps that were begun, in the order of the plan.
     pub steps: Vec<StepRecord>,
+    /// What callbacks told of its submissions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub witnesses: Vec<Witness>,
 }
 
 impl Job {
@@ -187,6 +191,7 @@ impl Job {
             held,
             cost: Usd::ZERO,
             steps: Vec::new(),
+            witnesses: Vec::new(),
         }
     }
 
@@ -194,6 +199,20 @@ impl Job {
     #[must_use]
     pub fn step(&self, id: StepId) -> Option<&StepRecord> {
         self.steps.iter().find(|record| record.step == id)
+    }
+
+    /// What a callback told of a submission, if one came.
+    #[must_use]
+    pub fn witness(&self, submission: &SubmissionId) -> Option<&Handle> {
+        self.witnesses.iter().find(|w| w.submission == *submission).map(|w| &w.handle)
+    }
+
+    /// Keeps a witness: the last one for its submission. Every queue calls this.
+    pub fn hear(&mut self, witness: Witness) {
+        match self.witnesses.iter_mut().find(|w| w.submission == witness.submission) {
+            Some(known) => *known = witness,
+            None => self.witnesses.push(witness),
+        }
     }
 
     /// Whether it is not known if a submission of this job was accepted.

@@ -40,6 +40,7 @@
 //! anybody's backend can be held to the same numbered rules as ours; with `net` comes the guarded
 //! client for addresses that somebody else chose.
 
+mod callbacks;
 pub mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -62,13 +63,15 @@ mod tenant;
 mod vidgen;
 mod worker;
 
+pub use callbacks::{Callbacks, uploaded_name};
 pub use clock::Clock;
 pub use error::{Error, ErrorKind, FieldError, Result, quote};
 pub use job::*;
 pub use media::*;
 pub use money::*;
 pub use notifier::*;
-pub use pipeline::{Pipeline, Plan, PlannedRoute, PlannedStep, Route, Timing};
+pub use pipeline::route::ProviderProblem;
+pub use pipeline::{OnUnknown, Pipeline, Plan, PlannedRoute, PlannedStep, Route, Timing};
 pub use provider::*;
 pub use queue::*;
 pub use request::*;

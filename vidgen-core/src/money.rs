@@ -62,6 +62,13 @@ impl Usd {
         Self(self.0.saturating_mul(count))
     }
 
+    /// This amount for a thousand thousandths, for so many of them, rounded up to the next micro-dollar.
+    #[must_use]
+    pub fn per_thousandths(self, count: u64) -> Self {
+        let micros = i128::from(self.0).saturating_mul(i128::from(count));
+        Self(i64::try_from(micros.saturating_add(999) / 1000).unwrap_or(i64::MAX))
+    }
+
     /// This amount per second, for `duration`, rounded up to the next micro-dollar.
     #[must_use]
     pub fn per_second(self, duration: Duration) -> Self {
@@ -128,6 +135,35 @@ pub enum Price {
     PerSecond(Usd),
     /// For each character of the script.
     PerCharacter(Usd),
+    /// For each second that the provider's machine computes, which is known only afterwards.
+    PerComputeSecond {
+        /// For a second.
+        rate: Usd,
+        /// The longest that a run is expected to take: what is held for it.
+        at_most: Duration,
+    },
+    /// For each unit of the provider's own, such as a megapixel or a credit, which it counts itself.
+    PerUnit {
+        /// For a unit.
+        rate: Usd,
+        /// How many thousandths of a unit a run is expected to take at most: what is held for it.
+        at_most_milli: u64,
+    },
+}
+
+/// What a run used, by the provider's count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Usage {
+    /// So long its machine computed.
+    Compute(Duration),
+    /// So long is what it made.
+    Output(Duration),
+    /// So many characters it spoke.
+    Characters(u64),
+    /// So many thousandths of its own units.
+    MilliUnits(u64),
 }
 
 impl Price {
@@ -140,6 +176,32 @@ impl Price {
             Self::PerRun(amount) => amount,
             Self::PerSecond(amount) => amount.per_second(task.duration()),
             Self::PerCharacter(amount) => amount.times(i64::try_from(task.text().chars().count()).unwrap_or(i64::MAX)),
+            Self::PerComputeSecond { .. } | Self::PerUnit { .. } => self.flat(),
+        }
+    }
+
+    /// What a run costs, or may cost at most, whatever its task; nothing where that depends on the task.
+    #[must_use]
+    pub fn flat(self) -> Usd {
+        match self {
+            Self::PerRun(amount) => amount,
+            Self::PerComputeSecond { rate, at_most } => rate.per_second(at_most),
+            Self::PerUnit { rate, at_most_milli } => rate.per_thousandths(at_most_milli),
+            Self::Free | Self::PerSecond(_) | Self::PerCharacter(_) => Usd::ZERO,
+        }
+    }
+
+    /// What `usage` costs by this price; `None` if it is not counted in that.
+    #[must_use]
+    pub fn of_usage(self, usage: Usage) -> Option<Usd> {
+        match (self, usage) {
+            (Self::PerComputeSecond { rate, .. }, Usage::Compute(time)) => Some(rate.per_second(time)),
+            (Self::PerSecond(rate), Usage::Output(time)) => Some(rate.per_second(time)),
+            (Self::PerCharacter(rate), Usage::Characters(count)) => {
+                Some(rate.times(i64::try_from(count).unwrap_or(i64::MAX)))
+            }
+            (Self::PerUnit { rate, .. }, Usage::MilliUnits(units)) => Some(rate.per_thousandths(units)),
+            _ => None,
         }
     }
 
@@ -186,7 +248,9 @@ pub struct StepQuote {
 pub enum CostBasis {
     /// The provider stated it.
     Stated,
-    /// Computed from the price table, since the provider does not state it.
+    /// Computed from the price table and what the provider says was used.
+    Metered,
+    /// Computed from the price table alone, since the provider states neither.
     Table,
 }
 

@@ -1,5 +1,8 @@
 //! Who makes images, videos and speech, and puts them together.
 
+mod callback;
+mod model;
+mod spool;
 mod task;
 
 use std::fmt::{self, Debug};
@@ -13,10 +16,14 @@ use url::Url;
 
 use crate::error::{ErrorKind, Result, quote};
 use crate::job::StepKind;
-use crate::media::{Body, ContentInfo, MediaType};
-use crate::money::{Price, Usd};
+use crate::media::{Body, ContentInfo, MediaKey, MediaType};
+use crate::money::{Usage, Usd};
 use crate::pipeline::Route;
 
+pub use callback::Callback;
+pub(crate) use model::Wish;
+pub use model::{Lengths, Model};
+pub use spool::Spool;
 pub use task::*;
 
 /// Runs tasks somewhere else: submit, poll, fetch the outputs.
@@ -40,7 +47,9 @@ pub use task::*;
 /// - **P13** `find` answers `Absent` only when the remote cannot know the submission.
 /// - **P14** Outputs stream; a truncated or oversized body is an error, never a short file.
 /// - **P15** The cost reported is the remote's if it states one, else `None`: the pipeline then
-///   uses the price table. It is never zero by default.
+///   uses the price table, with the usage if the remote states that. It is never zero by default.
+/// - **P16** A callback that is forged, altered or too old is `Unauthorized`, and one that is not
+///   understood is `Protocol`; a genuine one names the handle of the run that it tells of.
 #[async_trait]
 pub trait Provider: Debug + Send + Sync + 'static {
     /// The provider's name, unique in a pipeline, e.g. `replicate`.
@@ -63,6 +72,10 @@ pub trait Provider: Debug + Send + Sync + 'static {
 
     /// Looks for a submission whose answer was lost.
     async fn find(&self, submission: &Submission) -> Result<Lookup>;
+
+    /// Verifies what was sent to the callback URL of a submission, and answers the handle of the
+    /// run that it tells of. Bytes that come with it and never again go to `spool`.
+    async fn callback(&self, callback: &Callback, spool: &Spool) -> Result<Handle>;
 }
 
 /// The name of a provider: `replicate`, `fal`, `local`.
@@ -117,6 +130,13 @@ pub struct Capabilities {
     pub cancel: bool,
     /// Whether it calls back.
     pub callback: bool,
+    /// Whether its callback is all that is ever heard of a run: what a verified callback says in
+    /// its handle's detail is then believed, since nobody can be asked.
+    pub only_callback: bool,
+    /// Whether it answers a submit with the output itself, which it keeps in the [`Spool`].
+    pub spools: bool,
+    /// How many runs may be live at once under this credential, if there is a limit.
+    pub max_live: Option<usize>,
     /// Never poll more often than this.
     pub poll_floor: Duration,
     /// How long the answer to a submit may take.
@@ -135,6 +155,9 @@ impl Capabilities {
             find: false,
             cancel: false,
             callback: false,
+            only_callback: false,
+            spools: false,
+            max_live: None,
             poll_floor: Duration::from_secs(1),
             submit_timeout: Duration::from_secs(30),
             output_life: None,
@@ -166,6 +189,28 @@ impl Capabilities {
     #[must_use]
     pub fn with_callback(mut self) -> Self {
         self.callback = true;
+        self
+    }
+
+    /// Says that it calls back, and that nothing else is ever heard of a run.
+    #[must_use]
+    pub fn with_only_callback(mut self) -> Self {
+        self.callback = true;
+        self.only_callback = true;
+        self
+    }
+
+    /// Says that it answers a submit with the output itself.
+    #[must_use]
+    pub fn with_spools(mut self) -> Self {
+        self.spools = true;
+        self
+    }
+
+    /// Sets how many runs may be live at once under this credential.
+    #[must_use]
+    pub fn with_max_live(mut self, runs: usize) -> Self {
+        self.max_live = Some(runs.max(1));
         self
     }
 
@@ -209,87 +254,6 @@ pub enum Resubmit {
     Free,
 }
 
-/// One model, with its hard limits and its price.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Model {
-    /// Its name at the provider.
-    pub id: ModelId,
-    /// What kind of step it can do.
-    pub kind: StepKind,
-    /// How it is billed.
-    pub price: Price,
-    /// How long a run usually takes, however short the video.
-    pub typical: Duration,
-    /// How much longer it takes for each second of video asked for.
-    #[serde(default)]
-    pub typical_per_second: Duration,
-    /// The longest video it can make, if there is a limit.
-    pub max_duration: Option<Duration>,
-    /// The most pixels on a side it can make, if there is a limit.
-    pub max_side: Option<u32>,
-    /// Whether it needs an image to start from (video only).
-    pub needs_image: bool,
-}
-
-impl Model {
-    /// A model without limits that takes 30 s.
-    pub fn new(id: impl Into<String>, kind: StepKind, price: Price) -> Self {
-        Self {
-            id: ModelId(id.into()),
-            kind,
-            price,
-            typical: Duration::from_secs(30),
-            typical_per_second: Duration::ZERO,
-            max_duration: None,
-            max_side: None,
-            needs_image: false,
-        }
-    }
-
-    /// Sets how long a run usually takes, however short the video.
-    #[must_use]
-    pub fn with_typical(mut self, typical: Duration) -> Self {
-        self.typical = typical;
-        self
-    }
-
-    /// Sets how much longer it takes for each second of video asked for.
-    #[must_use]
-    pub fn with_typical_per_second(mut self, extra: Duration) -> Self {
-        self.typical_per_second = extra;
-        self
-    }
-
-    /// How long a run for a video of that length usually takes.
-    #[must_use]
-    pub fn typical_for(&self, video: Duration) -> Duration {
-        let extra = self.typical_per_second.as_secs_f64() * video.as_secs_f64();
-        self.typical.saturating_add(Duration::try_from_secs_f64(extra).unwrap_or(Duration::MAX))
-    }
-
-    /// Sets the longest video it can make.
-    #[must_use]
-    pub fn with_max_duration(mut self, max: Duration) -> Self {
-        self.max_duration = Some(max);
-        self
-    }
-
-    /// Sets the most pixels on a side it can make.
-    #[must_use]
-    pub fn with_max_side(mut self, max: u32) -> Self {
-        self.max_side = Some(max);
-        self
-    }
-
-    /// Says that it needs an image to start from.
-    #[must_use]
-    pub fn with_needed_image(mut self) -> Self {
-        self.needs_image = true;
-        self
-    }
-}
-
 /// What goes with a submit beside the task.
 #[derive(Clone)]
 #[non_exhaustive]
@@ -298,6 +262,8 @@ pub struct SubmitOptions {
     pub submission: SubmissionId,
     /// Where the provider shall call back.
     pub callback: Option<Url>,
+    /// Where bytes go that the provider hands over once and never again.
+    pub spool: Option<Spool>,
 }
 
 /// Without the callback, which is signed.
@@ -311,7 +277,14 @@ impl SubmitOptions {
     /// A submit under `submission`, without a callback.
     #[must_use]
     pub fn new(submission: SubmissionId) -> Self {
-        Self { submission, callback: None }
+        Self { submission, callback: None, spool: None }
+    }
+
+    /// Sets where bytes go that the provider hands over once and never again.
+    #[must_use]
+    pub fn with_spool(mut self, spool: Spool) -> Self {
+        self.spool = Some(spool);
+        self
     }
 
     /// Sets where the provider shall call back.
@@ -384,6 +357,20 @@ impl Handle {
         Self { provider, remote_id: remote_id.into(), detail: Value::Null }
     }
 
+    /// The handle of a run whose output was the answer to its submit, and lies in the spool.
+    #[must_use]
+    pub fn spooled(provider: ProviderId, submission: &SubmissionId, output: &Output) -> Self {
+        let detail = serde_json::json!({ "spooled": output.spooled });
+        Self { provider, remote_id: submission.as_str().to_owned(), detail }
+    }
+
+    /// The end of a run whose output lies in the spool, as its handle has it.
+    #[must_use]
+    pub fn spooled_end(&self) -> Option<Snapshot> {
+        let key = self.detail.get("spooled")?.as_str()?;
+        Some(Snapshot::succeeded(vec![Output::in_spool(MediaKey::new(key).ok()?)]))
+    }
+
     /// Adds what else the provider needs to poll.
     #[must_use]
     pub fn with_detail(mut self, detail: Value) -> Self {
@@ -402,6 +389,8 @@ pub struct Snapshot {
     pub progress: Option<f32>,
     /// What the provider says it costs, at the end. `None`: the price table is used.
     pub cost: Option<Usd>,
+    /// What the provider says was used, at the end; with the price, that is the cost.
+    pub usage: Option<Usage>,
     /// When the provider would like to be asked again.
     pub poll_after: Option<Duration>,
 }
@@ -410,31 +399,38 @@ impl Snapshot {
     /// Still going on.
     #[must_use]
     pub fn running(progress: Option<f32>) -> Self {
-        Self { state: RunState::Running, progress, cost: None, poll_after: None }
+        Self { state: RunState::Running, progress, cost: None, usage: None, poll_after: None }
     }
 
     /// Finished, with outputs.
     #[must_use]
     pub fn succeeded(outputs: Vec<Output>) -> Self {
-        Self { state: RunState::Succeeded(outputs), progress: Some(1.0), cost: None, poll_after: None }
+        Self { state: RunState::Succeeded(outputs), progress: Some(1.0), cost: None, usage: None, poll_after: None }
     }
 
     /// Ended without outputs.
     #[must_use]
     pub fn failed(failure: RunFailure) -> Self {
-        Self { state: RunState::Failed(failure), progress: None, cost: None, poll_after: None }
+        Self { state: RunState::Failed(failure), progress: None, cost: None, usage: None, poll_after: None }
     }
 
     /// Stopped because we asked for it.
     #[must_use]
     pub fn canceled() -> Self {
-        Self { state: RunState::Canceled, progress: None, cost: None, poll_after: None }
+        Self { state: RunState::Canceled, progress: None, cost: None, usage: None, poll_after: None }
     }
 
     /// Adds what the provider says it costs.
     #[must_use]
     pub fn with_cost(mut self, cost: Usd) -> Self {
         self.cost = Some(cost);
+        self
+    }
+
+    /// Adds what the provider says was used.
+    #[must_use]
+    pub fn with_usage(mut self, usage: Usage) -> Self {
+        self.usage = Some(usage);
         self
     }
 
@@ -497,12 +493,27 @@ pub struct Output {
     /// What is known of the content.
     #[serde(default)]
     pub content: ContentInfo,
+    /// Where it lies in the host's store, if it does. Not to be set by what a remote says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    spooled: Option<MediaKey>,
 }
 
 impl Output {
     /// An output of which nothing but its place is known.
     pub fn new(locator: impl Into<String>) -> Self {
-        Self { locator: locator.into(), media_type: None, content: ContentInfo::default() }
+        Self { locator: locator.into(), media_type: None, content: ContentInfo::default(), spooled: None }
+    }
+
+    /// An output that lies in the spool.
+    pub(crate) fn in_spool(key: MediaKey) -> Self {
+        Self { spooled: Some(key), ..Self::new("") }
+    }
+
+    /// Where it lies in the host's store, if it is there: then [`Spool::open`] streams it, and
+    /// [`Provider::open`] need not know it.
+    #[must_use]
+    pub fn spooled(&self) -> Option<&MediaKey> {
+        self.spooled.as_ref()
     }
 }
 
@@ -559,5 +570,8 @@ impl<T: Provider + ?Sized> Provider for Arc<T> {
     }
     async fn find(&self, submission: &Submission) -> Result<Lookup> {
         (**self).find(submission).await
+    }
+    async fn callback(&self, callback: &Callback, spool: &Spool) -> Result<Handle> {
+        (**self).callback(callback, spool).await
     }
 }

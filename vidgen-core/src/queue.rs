@@ -16,6 +16,7 @@ use crate::job::{Failure, Job, JobFilter, JobId, JobOutput, Page, StepRecord};
 use crate::money::{CostEntry, UsageFilter, UsageReport, Usd};
 use crate::notifier::{Delivery, DeliveryFilter, DeliveryRecord, EventId, NewEvent};
 use crate::pipeline::Plan;
+use crate::provider::{Handle, SubmissionId};
 use crate::request::JobRequest;
 use crate::tenant::{Limits, TenantId};
 
@@ -81,6 +82,9 @@ pub const MAX_PER_ENDPOINT: usize = 4;
 ///   their way to one endpoint.
 /// - **Q18** Retention never takes a live job, one with an open hold or one with an event still
 ///   to be delivered, and never the ledger or an idempotency row before its time.
+/// - **Q19** A witness is kept with its job, the last one for each submission, and the job is woken
+///   (as by [`Queue::wake`]) in the same transaction. A witness of a job that is not there is
+///   forgotten without an error. It changes neither state nor version nor money.
 #[async_trait]
 pub trait Queue: Debug + Send + Sync + 'static {
     // --- for the host ---
@@ -128,6 +132,9 @@ pub trait Queue: Debug + Send + Sync + 'static {
     /// Tells the worker of a running job to look again (a provider called back), or makes a
     /// waiting one ready. Anything else, and a job that is not there, is left as it is.
     async fn wake(&self, id: JobId) -> Result<()>;
+
+    /// Keeps what a verified callback told, and wakes the job (Q19).
+    async fn witness(&self, witness: Witness) -> Result<()>;
 
     // --- for workers ---
 
@@ -236,6 +243,17 @@ pub struct Idempotency {
     pub key: String,
     /// SHA-256 of the request, hex.
     pub hash: String,
+}
+
+/// What a verified callback told of a submission: that it was accepted, and as which run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Witness {
+    /// For which job.
+    pub job: JobId,
+    /// Which submission.
+    pub submission: SubmissionId,
+    /// The run that it is.
+    pub handle: Handle,
 }
 
 /// What [`Queue::enqueue`] did.
@@ -494,6 +512,7 @@ forward! {
     async fn stats(&self) -> Result<QueueStats>;
     async fn pause(&self, paused: bool) -> Result<()>;
     async fn wake(&self, id: JobId) -> Result<()>;
+    async fn witness(&self, witness: Witness) -> Result<()>;
     async fn register(&self, name: &str) -> Result<WorkerId>;
     async fn deregister(&self, worker: WorkerId) -> Result<()>;
     async fn claim(&self, worker: WorkerId, max: usize) -> Result<ClaimBatch>;

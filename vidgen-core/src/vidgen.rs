@@ -1,21 +1,26 @@
 //! The handle a host holds.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_lc_rs::digest;
 use serde_json::json;
+use tokio::sync::Semaphore;
 use url::Url;
 
+use crate::callbacks::Callbacks;
 use crate::clock::{Clock, SystemClock, later};
-use crate::error::{Error, FieldError, Result};
+use crate::error::{Error, ErrorKind, FieldError, Result};
 use crate::job::{Job, JobFilter, JobId, JobOutput, JobState, Page};
 use crate::media::{MediaInfo, MediaKey};
 use crate::money::{Quote, UsageFilter, UsageReport};
 use crate::notifier::{DeliveryFilter, DeliveryRecord, EventId, NewEvent, Notifier};
 use crate::pipeline::plan::plan;
-use crate::pipeline::route::Breakers;
+use crate::pipeline::route::{Breakers, ProviderProblem};
+
 use crate::pipeline::{Pipeline, Plan, Timing};
+use crate::provider::{Provider, ProviderId};
 use crate::queue::{DEFAULT_PRIORITY, Enqueued, Idempotency, NewJob, Queue, QueueStats, Retention, Verdict};
 use crate::request::{JobRequest, RequestRules};
 use crate::status::{JobStatus, MediaLinks, StatusOutput};
@@ -46,6 +51,9 @@ pub(crate) struct Inner {
     pub(crate) retention: Retention,
     pub(crate) timing: Timing,
     pub(crate) breakers: Breakers,
+    pub(crate) callbacks: Option<Callbacks>,
+    /// The places for live runs of each credential that has a limit.
+    places: Mutex<HashMap<ProviderId, Arc<Semaphore>>>,
 }
 
 /// What goes with a create beside the request.
@@ -171,7 +179,7 @@ impl Vidgen {
             None => None,
             Some(key) => {
                 let head = self.inner.store.head(key).await.map_err(|e| match e.kind() {
-                    crate::ErrorKind::NotFound => Error::invalid_field("image", "is not in the store"),
+                    ErrorKind::NotFound => Error::invalid_field("image", "is not in the store"),
                     _ => e,
                 })?;
                 if !head.media_type.is_image() {
@@ -186,6 +194,19 @@ impl Vidgen {
             }
         };
         plan(request, pipeline, image)
+    }
+
+    /// The provider of that name in any pipeline.
+    pub(crate) fn provider(&self, id: &ProviderId) -> Result<&Arc<dyn Provider>> {
+        let found = self.inner.pipelines.iter().flat_map(Pipeline::providers).find(|p| p.id() == *id);
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, "vidgen", format!("there is no provider {id}")))
+    }
+
+    /// What stands between providers and the jobs that need them, as this process found out: keys
+    /// that are refused, accounts that are empty. Empty if nothing is known to be wrong.
+    #[must_use]
+    pub fn provider_problems(&self) -> Vec<ProviderProblem> {
+        self.inner.breakers.problems()
     }
 
     fn pipeline(&self, name: Option<&str>) -> Result<&Pipeline> {
@@ -346,6 +367,14 @@ impl Vidgen {
 }
 
 impl Inner {
+    /// The places for live runs at a provider, if its credential has a limit. Of this process:
+    /// several of them share an account by dividing the limit.
+    pub(crate) fn places(&self, provider: &dyn Provider) -> Option<Arc<Semaphore>> {
+        let limit = provider.capabilities().max_live?;
+        let mut all = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(all.entry(provider.id()).or_insert_with(|| Arc::new(Semaphore::new(limit))).clone())
+    }
+
     pub(crate) fn pipeline_named(&self, name: &str) -> Option<&Pipeline> {
         self.pipelines.iter().find(|p| p.name() == name)
     }
@@ -437,6 +466,7 @@ pub struct VidgenBuilder {
     limits: Limits,
     retention: Retention,
     timing: Timing,
+    callbacks: Option<Callbacks>,
 }
 
 impl VidgenBuilder {
@@ -510,6 +540,14 @@ impl VidgenBuilder {
         self
     }
 
+    /// Sets where providers call back. Without it, runs are only polled, and providers of which
+    /// nothing but a callback is ever heard cannot be used.
+    #[must_use]
+    pub fn callbacks(mut self, callbacks: Callbacks) -> Self {
+        self.callbacks = Some(callbacks);
+        self
+    }
+
     /// Checks that everything is there and fits together.
     ///
     /// # Errors
@@ -520,6 +558,11 @@ impl VidgenBuilder {
             return Err(missing("pipeline"));
         }
         let pipelines = self.pipelines.into_iter().map(Pipeline::checked).collect::<Result<Vec<_>>>()?;
+        let deaf = |p: &dyn Provider| p.capabilities().only_callback && self.callbacks.is_none();
+        if let Some(provider) = pipelines.iter().flat_map(Pipeline::providers).find(|p| deaf(&***p)) {
+            let message = format!("provider {} needs callbacks: call `.callbacks(…)`", provider.id());
+            return Err(Error::internal("builder", message));
+        }
         for (n, pipeline) in pipelines.iter().enumerate() {
             if pipelines.iter().take(n).any(|p| p.name() == pipeline.name()) {
                 return Err(Error::internal("builder", format!("two pipelines are named {:?}", pipeline.name())));
@@ -538,6 +581,8 @@ impl VidgenBuilder {
                 retention: self.retention,
                 timing: self.timing,
                 breakers: Breakers::default(),
+                callbacks: self.callbacks,
+                places: Mutex::default(),
             }),
         })
     }

@@ -17,9 +17,9 @@ use bytes::Bytes;
 use tokio::process::Command;
 use vidgen_core::memory::{MemoryQueue, MemoryStore};
 use vidgen_core::{
-    Body, Capabilities, CreateOptions, Error, ErrorKind, Handle, JobRequest, JobState, Lookup, Model, Output, Pipeline,
-    Price, Provider, ProviderId, Resubmit, Result, RunFailure, Snapshot, StepKind, Store, Submission, SubmitOptions,
-    Task, TaskSpec, TenantId, Usd, VideoTask, Vidgen,
+    Body, Callback, Capabilities, CreateOptions, Error, ErrorKind, Handle, JobRequest, JobState, Lookup, Model, Output,
+    Pipeline, Price, Provider, ProviderId, Resubmit, Result, RunFailure, Snapshot, Spool, StepKind, Store, Submission,
+    SubmitOptions, Task, TaskSpec, TenantId, Usd, VideoTask, Vidgen,
 };
 
 const MODEL: &str = "plasma-1";
@@ -111,6 +111,10 @@ impl Provider for Plasma {
 
     async fn find(&self, _: &Submission) -> Result<Lookup> {
         Err(Error::new(ErrorKind::Unsupported, "plasma", "cannot look up"))
+    }
+
+    async fn callback(&self, _: &Callback, _: &Spool) -> Result<Handle> {
+        Err(Error::new(ErrorKind::Unsupported, "plasma", "does not call back"))
     }
 }
 

@@ -146,6 +146,10 @@ impl Provider for Easel {
         let id = paintings.first().and_then(Value::as_str);
         Ok(id.map_or(Lookup::Absent, |id| Lookup::Found(Handle::new(self.id(), id))))
     }
+
+    async fn callback(&self, _: &Callback, _: &Spool) -> Result<Handle> {
+        Err(Error::new(ErrorKind::Unsupported, "easel", "does not call back"))
+    }
 }
 
 /// The other end.

@@ -111,6 +111,7 @@ enum Call {
     Stats,
     Pause(bool),
     Wake(JobId),
+    Witness(Witness),
     Register(String),
     Deregister(WorkerId),
     Claim(WorkerId, usize),
@@ -258,6 +259,7 @@ async fn answer(queue: &MemoryQueue, call: Call) -> Result<serde_json::Value> {
         Call::Stats => json(queue.stats().await?),
         Call::Pause(paused) => json(queue.pause(paused).await?),
         Call::Wake(id) => json(queue.wake(id).await?),
+        Call::Witness(witness) => json(queue.witness(witness).await?),
         Call::Register(name) => json(queue.register(&name).await?),
         Call::Deregister(worker) => json(queue.deregister(worker).await?),
         Call::Claim(worker, max) => {
@@ -350,6 +352,9 @@ impl Queue for RemoteQueue {
     }
     async fn wake(&self, id: JobId) -> Result<()> {
         self.call(Call::Wake(id)).await
+    }
+    async fn witness(&self, witness: Witness) -> Result<()> {
+        self.call(Call::Witness(witness)).await
     }
     async fn register(&self, name: &str) -> Result<WorkerId> {
         self.call(Call::Register(name.into())).await

@@ -59,6 +59,7 @@ pub fn free_plan() -> Plan {
 
 fn planned(step: StepKind, needs: Vec<StepId>, expected: Usd) -> PlannedStep {
     let route = PlannedRoute {
+        duration: None,
         provider: provider(),
         model: model(step),
         price: Price::PerRun(expected),

@@ -7,14 +7,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
+use jiff::Timestamp;
+use url::Url;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::StepKind;
 use crate::media::{Body, MediaType};
 use crate::money::{Price, Usd};
 use crate::provider::{
-    Capabilities, Handle, Lookup, Model, Output, Provider, ProviderId, Resubmit, RunFailure, Snapshot, Submission,
-    SubmissionId, SubmitOptions, Task,
+    Callback, Capabilities, Handle, Lookup, Model, Output, Provider, ProviderId, Resubmit, RunFailure, Snapshot, Spool,
+    Submission, SubmissionId, SubmitOptions, Task,
 };
 
 /// A provider in process that plays scenes. Without any, every submission succeeds at once.
@@ -52,6 +54,7 @@ struct Run {
     scene: Scene,
     polls: u32,
     canceled: bool,
+    callback: Option<Url>,
 }
 
 /// What happens to one submission.
@@ -145,6 +148,20 @@ impl ScriptedProvider {
         self
     }
 
+    /// Adds the ability to call back; what would be called is in [`ScriptedProvider::callback_of`].
+    #[must_use]
+    pub fn with_callback(mut self) -> Self {
+        self.capabilities.callback = true;
+        self
+    }
+
+    /// Sets how many runs may be live at once.
+    #[must_use]
+    pub fn with_max_live(mut self, runs: usize) -> Self {
+        self.capabilities = self.capabilities.with_max_live(runs);
+        self
+    }
+
     /// Changes the models, e.g. for other prices or limits.
     #[must_use]
     pub fn with_models(mut self, models: Vec<Model>) -> Self {
@@ -172,6 +189,16 @@ impl ScriptedProvider {
     /// Sets the bytes that runs of that kind make.
     pub fn makes(&self, kind: StepKind, bytes: Bytes) {
         self.lock().outputs.insert(kind, bytes);
+    }
+
+    /// The callback about an accepted submission: the URL that the submit gave, and what would be
+    /// sent there, by the remote's word at `now`. `None` if the submit gave no URL.
+    #[must_use]
+    pub fn callback_of(&self, submission: &SubmissionId, now: Timestamp) -> Option<(Url, Callback)> {
+        let remote = self.lock();
+        let (id, run) = remote.runs.iter().find(|(_, run)| run.submission == *submission)?;
+        let callback = Callback::new([("scripted-signature", self.secret())], id.clone().into_bytes(), now);
+        Some((run.callback.clone()?, callback))
     }
 
     /// From now on the remote takes the key for a wrong one, whatever it is asked.
@@ -233,10 +260,18 @@ impl ScriptedProvider {
 }
 
 impl Remote {
-    fn accept(&mut self, submission: &SubmissionId, kind: StepKind, scene: Scene) -> String {
+    fn accept(&mut self, options: &SubmitOptions, kind: StepKind, scene: Scene) -> String {
+        let submission = &options.submission;
         self.accepted.push(submission.clone());
         let remote_id = format!("run-{}", self.accepted.len());
-        let run = Run { submission: submission.clone(), kind, scene, polls: 0, canceled: false };
+        let run = Run {
+            submission: submission.clone(),
+            kind,
+            scene,
+            polls: 0,
+            canceled: false,
+            callback: options.callback.clone(),
+        };
         self.runs.insert(remote_id.clone(), run);
         remote_id
     }
@@ -285,11 +320,11 @@ impl Provider for ScriptedProvider {
                 }
                 Scene::LosesRequest => return Err(self.error(ErrorKind::OutcomeUnknown, "connection reset")),
                 Scene::LosesAnswer => {
-                    remote.accept(submission, kind, Scene::Succeeds { after_polls: 0 });
+                    remote.accept(options, kind, Scene::Succeeds { after_polls: 0 });
                     return Err(self.error(ErrorKind::OutcomeUnknown, "connection reset"));
                 }
-                Scene::Hangs => (remote.accept(submission, kind, Scene::Succeeds { after_polls: 0 }), true),
-                scene => (remote.accept(submission, kind, scene), false),
+                Scene::Hangs => (remote.accept(options, kind, Scene::Succeeds { after_polls: 0 }), true),
+                scene => (remote.accept(options, kind, scene), false),
             }
         };
         if hangs {
@@ -381,6 +416,21 @@ impl Provider for ScriptedProvider {
         }
         Ok(found.map_or(Lookup::Absent, |(id, _)| Lookup::Found(Handle::new(self.id.clone(), id.clone()))))
     }
+
+    async fn callback(&self, callback: &Callback, _spool: &Spool) -> Result<Handle> {
+        if !self.capabilities.callback {
+            return Err(self.error(ErrorKind::Unsupported, "does not call back"));
+        }
+        if callback.header("scripted-signature") != Some(self.secret()) {
+            return Err(forged(&self.id));
+        }
+        let run = std::str::from_utf8(&callback.body).map_err(|_| self.garbled())?;
+        self.lock().runs.contains_key(run).then(|| Handle::new(self.id.clone(), run)).ok_or_else(|| self.garbled())
+    }
+}
+
+fn forged(id: &ProviderId) -> Error {
+    Error::new(ErrorKind::Unauthorized, id.as_str().to_owned(), "the callback is not the remote's")
 }
 
 fn succeeded(handle: &Handle) -> Snapshot {

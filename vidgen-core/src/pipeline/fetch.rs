@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::StepKind;
 use crate::media::{Body, MediaInfo, MediaKey, MediaType};
-use crate::provider::{Output, Provider};
+use crate::provider::{Output, Provider, Spool};
 use crate::store::Store;
 
 const MIB: u64 = 1024 * 1024;
@@ -37,14 +37,25 @@ pub(crate) enum FetchError {
 /// Which side failed, and how. Nothing is visible in the store then.
 pub(crate) async fn fetch(
     provider: &dyn Provider,
+    spool: &Spool,
     output: &Output,
     step: StepKind,
     stem: &str,
     store: &dyn Store,
     clock: &Arc<dyn Clock>,
 ) -> Result<MediaInfo, FetchError> {
+    let opened = async {
+        match output.spooled() {
+            None => provider.open(output).await.map_err(FetchError::Output),
+            // Only what is not there is the output's fault; all else is our store's.
+            Some(_) => spool.open(output).await.map_err(|e| match e.kind() {
+                ErrorKind::NotFound => FetchError::Output(e),
+                _ => FetchError::Store(e),
+            }),
+        }
+    };
     let body = tokio::select! {
-        body = provider.open(output) => body.map_err(FetchError::Output)?,
+        body = opened => body?,
         () = clock.sleep(STALLED) => return Err(FetchError::Output(stalled())),
     };
     let length = body.length();

@@ -4,16 +4,20 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
 use crate::job::{Failure, StepRecord, StepState};
-use crate::money::{Cost, Usd};
+use crate::money::{Cost, CostBasis, Usage, Usd};
 use crate::pipeline::fetch::{FetchError, fetch};
 use crate::pipeline::run::{Halt, Run};
 use crate::pipeline::step::{self, Overdue};
 use crate::pipeline::{PlannedStep, Route};
-use crate::provider::{Capabilities, Handle, Output, RunFailure, RunState, Snapshot};
+use crate::provider::{Capabilities, Handle, Output, RunFailure, RunState, Snapshot, Spool};
 use crate::vidgen::media_prefix;
 
 /// The longest wait between two polls of a run.
 const SLOWEST_POLL: Duration = Duration::from_secs(10);
+/// Where a provider calls back, it is asked this often all the same: callbacks get lost.
+const SAFETY_NET: Duration = Duration::from_secs(30);
+/// So many times what was held for a run is far more than its price.
+const OVERRUN: i64 = 2;
 /// How often an output is copied before it is called invalid.
 const MAX_COPIES: u32 = 3;
 /// The wait before an output is copied again.
@@ -29,8 +33,12 @@ pub(crate) struct Polling<'a> {
     planned: &'a PlannedStep,
     route: Route,
     capabilities: Capabilities,
+    /// Whether the provider was given a URL to call: then it is asked less often.
+    calls_back: bool,
     delay: Duration,
     began: Duration,
+    /// When it was last asked.
+    asked: Duration,
     written: Duration,
     bad_copies: u32,
     store_failures: u32,
@@ -39,9 +47,24 @@ pub(crate) struct Polling<'a> {
 impl<'a> Polling<'a> {
     pub(crate) fn new(run: &'a Run, planned: &'a PlannedStep, route: Route) -> Self {
         let capabilities = route.provider.capabilities();
+        run.keep_place(planned.step, &route);
+        // Even who calls back is asked once soon: the call may have come before anybody listened.
         let delay = capabilities.poll_floor;
         let began = run.inner.clock.monotonic();
-        Self { run, planned, route, capabilities, delay, began, written: began, bad_copies: 0, store_failures: 0 }
+        let calls_back = capabilities.callback && run.inner.callbacks.is_some();
+        Self {
+            run,
+            planned,
+            route,
+            capabilities,
+            calls_back,
+            delay,
+            began,
+            asked: began,
+            written: began,
+            bad_copies: 0,
+            store_failures: 0,
+        }
     }
 
     /// Returns when the step's record is no longer `Accepted`.
@@ -49,12 +72,18 @@ impl<'a> Polling<'a> {
         loop {
             let record = self.run.record(self.planned.step);
             let StepState::Accepted { handle, cancel_sent, .. } = &record.state else { return Ok(()) };
-            self.run.pause(self.delay).await?;
+            self.wait().await?;
+            if let Some(news) = self.news(&record).await {
+                self.run.checkpoint(news, None).await?;
+                continue;
+            }
             if self.run.canceled() && !cancel_sent && self.capabilities.cancel {
                 self.cancel(&record, handle).await?;
                 continue;
             }
+            self.asked = self.run.inner.clock.monotonic();
             let snapshot = self.run.ask(self.route.provider.poll(handle)).await?;
+            self.run.heed(&handle.provider, snapshot.as_ref().map(|_| ()));
             // Only what goes on is late: a run that ended while nobody looked is there to be fetched,
             // and who just began to look must not take one error for an answer.
             let goes_on = match &snapshot {
@@ -67,7 +96,7 @@ impl<'a> Polling<'a> {
             match snapshot {
                 Ok(snapshot) => self.see(&record, snapshot).await?,
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    let cost = self.cost(&record, None);
+                    let cost = self.cost(&record, None, None);
                     let now = self.run.now();
                     let sent = self.run.sent(self.planned.step);
                     let (record, cost) = step::after_loss(&record, self.planned, &self.capabilities, cost, sent, now);
@@ -79,6 +108,27 @@ impl<'a> Polling<'a> {
                 }
             }
         }
+    }
+
+    /// Waits for the next poll. A callback shortens it, but not below what the provider allows:
+    /// one that is sent again and again is no reason to ask again and again.
+    async fn wait(&self) -> Result<(), Halt> {
+        self.run.pause(self.delay).await?;
+        let clock = &self.run.inner.clock;
+        let floor = self.capabilities.poll_floor.saturating_sub(clock.monotonic().saturating_sub(self.asked));
+        if !floor.is_zero() && !self.run.canceled() {
+            self.run.pause(floor).await?;
+        }
+        Ok(())
+    }
+
+    /// The record after a callback told more of a run of which nothing else is ever heard.
+    async fn news(&self, record: &StepRecord) -> Option<StepRecord> {
+        if !self.capabilities.only_callback {
+            return None;
+        }
+        self.run.hear().await;
+        step::after_news(record, &self.run.told(record.open_submission()?)?)
     }
 
     fn looked_long(&self) -> bool {
@@ -97,14 +147,15 @@ impl<'a> Polling<'a> {
             Overdue::Cancel => return Ok(false),
             Overdue::GiveUp => {
                 let failure = Failure::coded("timed_out", format!("the {} took too long", self.planned.step));
-                self.waste(record, failure, None).await?;
+                let cost = self.cost(record, None, None);
+                self.waste(record, failure, cost).await?;
             }
         }
         Ok(true)
     }
 
     async fn see(&mut self, record: &StepRecord, snapshot: Snapshot) -> Result<(), Halt> {
-        let cost = self.cost(record, snapshot.cost);
+        let cost = self.cost(record, snapshot.cost, snapshot.usage);
         match snapshot.state {
             RunState::Running => {
                 self.progress(record, snapshot.progress).await?;
@@ -112,23 +163,23 @@ impl<'a> Polling<'a> {
                 Ok(())
             }
             // Its owner does not want it any more, but it was bought: the cost is real (M11).
-            RunState::Succeeded(_) if self.run.canceled() => self.waste(record, canceled(), snapshot.cost).await,
+            RunState::Succeeded(_) if self.run.canceled() => self.waste(record, canceled(), cost).await,
             RunState::Succeeded(outputs) => match outputs.first() {
                 Some(output) => self.copy(record, output, cost).await,
                 None => {
                     let failure = Failure::coded("output_invalid", "the provider finished without an output");
-                    self.waste(record, failure, snapshot.cost).await
+                    self.waste(record, failure, cost).await
                 }
             },
             RunState::Failed(failure) => self.fail(record, &failure, cost).await,
-            RunState::Canceled if self.run.canceled() => self.waste(record, canceled(), snapshot.cost).await,
+            RunState::Canceled if self.run.canceled() => self.waste(record, canceled(), cost).await,
             RunState::Canceled if step::overdue(record, &self.run.inner.timing, self.run.now()) != Overdue::No => {
                 let failure = Failure::coded("timed_out", format!("the {} took too long", self.planned.step));
-                self.waste(record, failure, snapshot.cost).await
+                self.waste(record, failure, cost).await
             }
             RunState::Canceled => {
                 let failure = RunFailure {
-                    billed: snapshot.cost.is_some_and(|c| c > Usd::ZERO),
+                    billed: cost.basis != CostBasis::Table && cost.amount > Usd::ZERO,
                     ..RunFailure::new(ErrorKind::Unavailable, "the provider canceled the run")
                 };
                 self.fail(record, &failure, cost).await
@@ -155,8 +206,12 @@ impl<'a> Polling<'a> {
         // The epoch keeps a stale worker from overwriting what a record already names.
         let stem = format!("{}/{}-{ordinal}-{}", media_prefix(run.job.id), self.planned.step, run.claim.epoch);
         let (provider, store, clock) = (&*self.route.provider, &*run.inner.store, &run.inner.clock);
+        let spool = match record.open_submission() {
+            Some(submission) => Spool::new(run.inner.store.clone(), &submission.id).map_err(Halt::Fault)?,
+            None => return Ok(()),
+        };
         let copied = tokio::select! {
-            copied = fetch(provider, output, self.planned.step, &stem, store, clock) => copied,
+            copied = fetch(provider, &spool, output, self.planned.step, &stem, store, clock) => copied,
             halt = run.halted() => return Err(halt),
         };
         match copied {
@@ -167,6 +222,9 @@ impl<'a> Polling<'a> {
                 }
                 let (record, entry) = step::done(record, media, cost);
                 run.checkpoint(record, entry).await?;
+                if let Err(error) = spool.remove(output).await {
+                    tracing::warn!(job = %run.job.id, step = %self.planned.step, %error, "the spool keeps a file until the job goes");
+                }
             }
             Err(FetchError::Output(error)) => {
                 self.bad_copies += 1;
@@ -197,8 +255,7 @@ impl<'a> Polling<'a> {
         Ok(())
     }
 
-    async fn waste(&self, record: &StepRecord, failure: Failure, stated: Option<Usd>) -> Result<(), Halt> {
-        let cost = self.cost(record, stated);
+    async fn waste(&self, record: &StepRecord, failure: Failure, cost: Cost) -> Result<(), Halt> {
         let (record, entry) = step::after_waste(record, self.planned, failure, cost, self.run.now());
         self.run.checkpoint(record, entry).await.map(|_| ())
     }
@@ -223,6 +280,7 @@ impl<'a> Polling<'a> {
             (typical / 10).clamp(self.capabilities.poll_floor, SLOWEST_POLL.max(self.capabilities.poll_floor));
         self.delay = match wish {
             Some(wish) => wish.max(self.capabilities.poll_floor),
+            None if self.calls_back => SAFETY_NET.max(self.capabilities.poll_floor),
             None => (self.delay + self.delay / 2).clamp(self.capabilities.poll_floor, slowest),
         };
     }
@@ -236,8 +294,16 @@ impl<'a> Polling<'a> {
         route.map_or(SLOWEST_POLL, |r| r.typical)
     }
 
-    fn cost(&self, record: &StepRecord, stated: Option<Usd>) -> Cost {
-        record.open_submission().map_or(Cost::FREE, |submission| step::cost_of(stated, submission))
+    /// What the run costs; far more than was held for it is a reason to look at the price (M7).
+    fn cost(&self, record: &StepRecord, stated: Option<Usd>, usage: Option<Usage>) -> Cost {
+        let Some(submission) = record.open_submission() else { return Cost::FREE };
+        let cost = step::cost_of(stated, usage, submission, self.planned);
+        if cost.amount > submission.hold.times(OVERRUN) {
+            let (job, provider, model) = (&self.run.job, &submission.provider, &submission.model);
+            tracing::error!(job = %job.id, %provider, %model, cost = %cost.amount, held = %submission.hold, "a run cost far more than its price; the model is paused for this tenant");
+            self.run.inner.breakers.overrun(&job.tenant, provider, model, self.run.inner.clock.monotonic());
+        }
+        cost
     }
 }
 

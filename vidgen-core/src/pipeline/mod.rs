@@ -13,6 +13,7 @@ mod task;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
@@ -133,6 +134,10 @@ impl Pipeline {
         self
     }
 
+    pub(crate) fn providers(&self) -> impl Iterator<Item = &Arc<dyn Provider>> {
+        self.steps.iter().flat_map(|s| &s.routes).map(|r| &r.provider)
+    }
+
     pub(crate) fn find(&self, kind: StepKind) -> Option<&PipelineStep> {
         self.steps.iter().find(|s| s.kind == kind)
     }
@@ -185,13 +190,24 @@ pub struct Route {
     model: Option<ModelId>,
     price: Option<Price>,
     typical: Option<Duration>,
+    on_unknown: Option<OnUnknown>,
     pub(crate) extra: Map<String, Value>,
+}
+
+/// What becomes of a submission of which nobody can tell whether it was accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnUnknown {
+    /// It is left in doubt, its hold stays, and an operator decides. The usual, where money is paid.
+    Park,
+    /// It is bought again, which may cost twice. The usual, where nothing is paid.
+    Resubmit,
 }
 
 impl Route {
     /// The provider's default model for the step.
     pub fn new(provider: Arc<dyn Provider>) -> Self {
-        Self { provider, model: None, price: None, typical: None, extra: Map::new() }
+        Self { provider, model: None, price: None, typical: None, on_unknown: None, extra: Map::new() }
     }
 
     /// Another model. One that the provider does not list needs a price, too.
@@ -214,6 +230,20 @@ impl Route {
     pub fn with_typical(mut self, typical: Duration) -> Self {
         self.typical = Some(typical);
         self
+    }
+
+    /// What becomes of a submission of which nobody can tell whether it was accepted, instead of
+    /// [`OnUnknown::Park`] for what is paid and [`OnUnknown::Resubmit`] for what is free.
+    #[must_use]
+    pub fn with_on_unknown(mut self, policy: OnUnknown) -> Self {
+        self.on_unknown = Some(policy);
+        self
+    }
+
+    /// What becomes of a submission of which nobody can tell whether it was accepted.
+    pub(crate) fn on_unknown(&self, price: Price) -> OnUnknown {
+        let usual = if price.is_free() { OnUnknown::Resubmit } else { OnUnknown::Park };
+        self.on_unknown.unwrap_or(usual)
     }
 
     /// A field of the model that vidgen has no word for, passed through as it is.

@@ -9,7 +9,7 @@ use crate::job::{StepId, StepKind};
 use crate::media::MediaInfo;
 use crate::money::{Price, Quote, StepQuote, Usd};
 use crate::pipeline::Pipeline;
-use crate::provider::{ImageTask, Model, ModelId, ProviderId, Size, SpeechTask, TaskSpec, VideoTask};
+use crate::provider::{ImageTask, ModelId, ProviderId, Size, SpeechTask, TaskSpec, VideoTask, Wish};
 use crate::request::JobRequest;
 
 /// How a job is made: fixed when the job is created, so that a change of the host's pipeline
@@ -55,6 +55,10 @@ pub struct PlannedRoute {
     pub expected: Usd,
     /// How long it usually takes for a video of this length.
     pub typical: Duration,
+    /// How long a video is bought of it, if not as long as the plan says: a request that leaves
+    /// the length open gets the one nearest to the usual that the model can make.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<Duration>,
 }
 
 impl Plan {
@@ -150,21 +154,36 @@ pub fn plan(request: &JobRequest, pipeline: &Pipeline, image: Option<MediaInfo>)
             }
             continue;
         };
-        let spec = priced_task(kind, request, size, duration);
+        let wish = Wish {
+            aspect_ratio: request.aspect_ratio,
+            resolution: request.resolution,
+            size,
+            duration: request.duration,
+            has_image,
+            brought_image: image.is_some(),
+            text: match kind {
+                StepKind::Speech => ("script", request.spoken().unwrap_or_default()),
+                _ => ("prompt", &request.prompt),
+            },
+        };
         let mut routes = Vec::new();
         let mut unmet = Vec::new();
         for route in &step.routes {
             let model = route.resolve(kind)?;
-            match unmet_limit(&model, size, duration, has_image) {
-                Some(problem) => unmet.push(problem),
-                None => routes.push(PlannedRoute {
-                    provider: route.provider.id(),
-                    model: model.id.clone(),
-                    price: model.price,
-                    expected: spec.as_ref().map_or_else(|| flat(model.price), |spec| model.price.of(spec)),
-                    typical: model.typical_for(duration),
-                }),
+            if let Some(problem) = model.unmet(&wish) {
+                unmet.push(problem);
+                continue;
             }
+            let bought = if kind == StepKind::Video { model.lengths.nearest(duration) } else { duration };
+            let spec = priced_task(kind, request, size, bought);
+            routes.push(PlannedRoute {
+                provider: route.provider.id(),
+                model: model.id.clone(),
+                price: model.price,
+                expected: spec.as_ref().map_or_else(|| model.price.flat(), |spec| model.price.of(spec)),
+                typical: model.typical_for(bought),
+                duration: (bought != duration).then_some(bought),
+            });
         }
         if routes.is_empty() {
             bad.extend(unmet.into_iter().take(1));
@@ -184,26 +203,6 @@ pub fn plan(request: &JobRequest, pipeline: &Pipeline, image: Option<MediaInfo>)
         return Err(Error::invalid(bad));
     }
     Ok(Plan { pipeline: pipeline.name().into(), duration, size, image, steps })
-}
-
-/// The hard limit of `model` that the request passes, if any.
-fn unmet_limit(model: &Model, size: Size, duration: Duration, has_image: bool) -> Option<FieldError> {
-    if model.kind == StepKind::Video {
-        if let Some(max) = model.max_duration.filter(|max| duration > *max) {
-            let message = format!("must be at most {} for model {}", max.as_secs(), model.id);
-            return Some(FieldError::new("duration_seconds", message));
-        }
-        if model.needs_image && !has_image {
-            return Some(FieldError::new("image", format!("model {} needs an image to start from", model.id)));
-        }
-    }
-    if matches!(model.kind, StepKind::Image | StepKind::Video | StepKind::Compose)
-        && let Some(max) = model.max_side.filter(|max| size.width.max(size.height) > *max)
-    {
-        let message = format!("must give at most {max} pixels a side for model {}", model.id);
-        return Some(FieldError::new("resolution", message));
-    }
-    None
 }
 
 /// The part of the task that a price depends on; compose and thumbnail have flat prices.
@@ -230,13 +229,6 @@ fn priced_task(kind: StepKind, request: &JobRequest, size: Size, duration: Durat
             Some(TaskSpec::Speech(SpeechTask { text: request.spoken().unwrap_or_default().into(), voice: None }))
         }
         StepKind::Compose | StepKind::Thumbnail => None,
-    }
-}
-
-fn flat(price: Price) -> Usd {
-    match price {
-        Price::PerRun(amount) => amount,
-        _ => Usd::ZERO,
     }
 }
 

@@ -1,15 +1,17 @@
 //! Who does a step: fallback order, attempts, circuit breaker. Pure but for the breaker's memory.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use jiff::Timestamp;
 
 use crate::error::ErrorKind;
 use crate::job::{StepAttempt, StepRecord};
 use crate::pipeline::{PlannedRoute, PlannedStep};
 use crate::provider::{ModelId, ProviderId};
+use crate::tenant::TenantId;
 
 /// How often one route is tried for a step, as the tutorial has it.
 pub const MAX_ATTEMPTS: usize = 3;
@@ -25,6 +27,17 @@ const BREAKER_FAILURES: usize = 5;
 const BREAKER_WINDOW: Duration = Duration::from_secs(60);
 /// ... for this long; then one submission probes.
 const BREAKER_PAUSE: Duration = Duration::from_secs(30);
+
+/// A provider that refuses our key or our account is left alone for so long, then longer, ...
+const SHUT_PAUSE: Duration = Duration::from_secs(60);
+/// ... up to this long; then one submission probes whether somebody has mended it.
+const MAX_SHUT_PAUSE: Duration = Duration::from_secs(600);
+/// A route that may be taken again so soon is waited for, rather than left for the next one: a
+/// rate limit is no outage.
+const WORTH_WAITING: Duration = Duration::from_secs(10);
+/// After a run cost more than twice what was held for it, its model is not bought for that tenant
+/// for so long (M7): somebody has to look at the price table.
+const OVERRUN_PAUSE: Duration = Duration::from_secs(600);
 
 /// The wait after `failures` failures: 5 s, 10 s, 20 s … and up to as much again at random.
 #[must_use]
@@ -53,10 +66,8 @@ pub enum Choice {
 
 /// Whether `attempt` says that its route cannot do this step at all, now or later.
 fn is_final_for_route(attempt: &StepAttempt) -> bool {
-    matches!(
-        attempt.kind,
-        ErrorKind::Unauthorized | ErrorKind::OverBudget | ErrorKind::Unsupported | ErrorKind::NotFound
-    )
+    // A key that is refused, or an account that is empty, is the operator's to mend meanwhile.
+    matches!(attempt.kind, ErrorKind::Unsupported | ErrorKind::NotFound)
 }
 
 /// The attempts that count: those after the last retry of the job.
@@ -86,6 +97,9 @@ pub fn choose(step: &PlannedStep, record: &StepRecord, pause: impl Fn(&PlannedRo
         if wait.is_zero() {
             return Choice::Route(n);
         }
+        if wait <= WORTH_WAITING && shortest.is_none() {
+            return Choice::Pause(wait);
+        }
         shortest = Some(shortest.map_or(wait, |s| s.min(wait)));
     }
     shortest.map_or(Choice::Exhausted, Choice::Pause)
@@ -94,7 +108,37 @@ pub fn choose(step: &PlannedStep, record: &StepRecord, pause: impl Fn(&PlannedRo
 /// Remembers, for each provider and model, whether it is out of order: so that a thousand jobs
 /// do not each find out for themselves. One per process; losing it costs a few submissions that fail.
 #[derive(Debug, Default)]
-pub struct Breakers(Mutex<HashMap<(ProviderId, ModelId), Breaker>>);
+pub struct Breakers(Mutex<Memory>);
+
+#[derive(Debug, Default)]
+struct Memory {
+    models: HashMap<(ProviderId, ModelId), Breaker>,
+    shut: HashMap<ProviderId, Shut>,
+    /// Until when providers want to be left alone, by their own word.
+    cooling: HashMap<ProviderId, Duration>,
+    overruns: HashMap<(TenantId, ProviderId, ModelId), Duration>,
+}
+
+/// A provider that refuses our key or our account.
+#[derive(Debug)]
+struct Shut {
+    kind: ErrorKind,
+    since: Timestamp,
+    pause: Duration,
+    until: Duration,
+}
+
+/// What stands between a provider and the jobs that need it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProviderProblem {
+    /// Which.
+    pub provider: ProviderId,
+    /// `Unauthorized`: it refuses the key. `OverBudget`: the account there is empty.
+    pub kind: ErrorKind,
+    /// Since when, by this process's clock.
+    pub since: Timestamp,
+}
 
 #[derive(Debug, Default)]
 struct Breaker {
@@ -105,28 +149,87 @@ struct Breaker {
 impl Breakers {
     /// How long to leave `route` alone, `now` being monotonic. Zero lets one submission through;
     /// after a pause that one is the probe, and others wait for what becomes of it.
-    pub fn pause(&self, route: &PlannedRoute, now: Duration) -> Duration {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(breaker) = all.get_mut(&(route.provider.clone(), route.model.clone())) else { return Duration::ZERO };
-        match breaker.open_until {
-            None => Duration::ZERO,
-            Some(until) if now < until => until.saturating_sub(now),
-            Some(_) => {
-                breaker.open_until = Some(now + BREAKER_PAUSE);
-                Duration::ZERO
+    pub fn pause(&self, route: &PlannedRoute, tenant: &TenantId, now: Duration) -> Duration {
+        let mut memory = self.lock();
+        let left = |until: Option<&Duration>| until.map_or(Duration::ZERO, |until| until.saturating_sub(now));
+        let (provider, model) = (route.provider.clone(), route.model.clone());
+        let cooling = left(memory.cooling.get(&provider));
+        let overrun = left(memory.overruns.get(&(tenant.clone(), provider.clone(), model.clone())));
+        let shut = left(memory.shut.get(&provider).map(|shut| &shut.until));
+        let key = (provider.clone(), model);
+        let broken = left(memory.models.get(&key).and_then(|breaker| breaker.open_until.as_ref()));
+        let wait = cooling.max(overrun).max(shut).max(broken);
+        if wait.is_zero() {
+            if let Some(until) = memory.models.get_mut(&key).and_then(|breaker| breaker.open_until.as_mut()) {
+                *until = now + BREAKER_PAUSE;
+            }
+            if let Some(shut) = memory.shut.get_mut(&provider) {
+                shut.pause = (shut.pause * 2).min(MAX_SHUT_PAUSE);
+                shut.until = now + shut.pause;
             }
         }
+        wait
+    }
+
+    /// Records that a provider refuses our key or our account: until it takes something again,
+    /// it gets no more than a probe now and then. Says whether this is news.
+    pub fn shut(&self, provider: &ProviderId, kind: ErrorKind, at: Timestamp, now: Duration) -> bool {
+        let mut memory = self.lock();
+        let known = memory.shut.contains_key(provider);
+        let shut = memory.shut.entry(provider.clone()).or_insert(Shut {
+            kind,
+            since: at,
+            pause: SHUT_PAUSE,
+            until: Duration::ZERO,
+        });
+        shut.kind = kind;
+        shut.until = now + shut.pause;
+        !known
+    }
+
+    /// Records that a provider took our key. Says whether this is news.
+    pub fn reopened(&self, provider: &ProviderId) -> bool {
+        self.lock().shut.remove(provider).is_some()
+    }
+
+    /// Records that a provider wants to be left alone for `wait`.
+    pub fn cool_down(&self, provider: &ProviderId, wait: Duration, now: Duration) {
+        let mut memory = self.lock();
+        let until = memory.cooling.entry(provider.clone()).or_default();
+        *until = (*until).max(now + wait);
+    }
+
+    /// Records that a run cost a tenant far more than was held for it (M7).
+    pub fn overrun(&self, tenant: &TenantId, provider: &ProviderId, model: &ModelId, now: Duration) {
+        let key = (tenant.clone(), provider.clone(), model.clone());
+        self.lock().overruns.insert(key, now + OVERRUN_PAUSE);
+    }
+
+    /// Which providers refuse our key or our account.
+    pub fn problems(&self) -> Vec<ProviderProblem> {
+        let memory = self.lock();
+        let mut problems: Vec<ProviderProblem> = memory
+            .shut
+            .iter()
+            .map(|(provider, shut)| ProviderProblem { provider: provider.clone(), kind: shut.kind, since: shut.since })
+            .collect();
+        problems.sort_by(|a, b| a.provider.cmp(&b.provider));
+        problems
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Memory> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records how a submission to that provider and model went.
     pub fn record(&self, provider: &ProviderId, model: &ModelId, fine: bool, now: Duration) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memory = self.lock();
         let key = (provider.clone(), model.clone());
         if fine {
-            all.remove(&key);
+            memory.models.remove(&key);
             return;
         }
-        let breaker = all.entry(key).or_default();
+        let breaker = memory.models.entry(key).or_default();
         breaker.failures.retain(|at| now.saturating_sub(*at) < BREAKER_WINDOW);
         breaker.failures.push(now);
         if breaker.failures.len() >= BREAKER_FAILURES {
@@ -140,7 +243,6 @@ mod tests {
     use super::*;
     use crate::job::{StepKind, submission_id};
     use crate::money::{Cost, Price, Usd};
-    use jiff::Timestamp;
 
     fn route(provider: &str) -> PlannedRoute {
         PlannedRoute {
@@ -149,6 +251,7 @@ mod tests {
             price: Price::Free,
             expected: Usd::ZERO,
             typical: Duration::ZERO,
+            duration: None,
         }
     }
 
@@ -175,6 +278,10 @@ mod tests {
         record
     }
 
+    fn tenant() -> TenantId {
+        TenantId::new("t").unwrap()
+    }
+
     const OPEN: fn(&PlannedRoute) -> Duration = |_| Duration::ZERO;
 
     #[test]
@@ -187,8 +294,8 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_key_ends_a_route_at_once_and_a_rate_limit_does_not() {
-        assert_eq!(choose(&step(), &record(&[("a", ErrorKind::Unauthorized)]), OPEN), Choice::Route(1));
+    fn a_missing_model_ends_a_route_at_once_and_a_rate_limit_does_not() {
+        assert_eq!(choose(&step(), &record(&[("a", ErrorKind::NotFound)]), OPEN), Choice::Route(1));
         let limited = [("a", ErrorKind::RateLimited); 5];
         assert_eq!(choose(&step(), &record(&limited), OPEN), Choice::Route(0));
         let limited = [("a", ErrorKind::RateLimited); MAX_RATE_LIMITS];
@@ -217,13 +324,13 @@ mod tests {
         for second in 0..4 {
             breakers.record(&a.provider, &a.model, false, at(second));
         }
-        assert_eq!(breakers.pause(&a, at(4)), Duration::ZERO);
+        assert_eq!(breakers.pause(&a, &tenant(), at(4)), Duration::ZERO);
         breakers.record(&a.provider, &a.model, false, at(4));
-        assert_eq!(breakers.pause(&a, at(4)), at(30));
-        assert_eq!(breakers.pause(&a, at(34)), Duration::ZERO);
-        assert_eq!(breakers.pause(&a, at(34)), at(30), "one probe only");
+        assert_eq!(breakers.pause(&a, &tenant(), at(4)), at(30));
+        assert_eq!(breakers.pause(&a, &tenant(), at(34)), Duration::ZERO);
+        assert_eq!(breakers.pause(&a, &tenant(), at(34)), at(30), "one probe only");
         breakers.record(&a.provider, &a.model, true, at(35));
-        assert_eq!(breakers.pause(&a, at(35)), Duration::ZERO);
+        assert_eq!(breakers.pause(&a, &tenant(), at(35)), Duration::ZERO);
     }
 
     #[test]
@@ -233,7 +340,7 @@ mod tests {
         for n in 0..20 {
             breakers.record(&a.provider, &a.model, false, Duration::from_secs(n * 30));
         }
-        assert_eq!(breakers.pause(&a, Duration::from_secs(600)), Duration::ZERO);
+        assert_eq!(breakers.pause(&a, &tenant(), Duration::from_secs(600)), Duration::ZERO);
     }
 
     #[test]
@@ -245,5 +352,52 @@ mod tests {
             assert!(backoff(1000) <= MAX_BACKOFF * 2);
         }
         assert!((0..20).map(|_| backoff(1)).collect::<std::collections::HashSet<_>>().len() > 1);
+    }
+
+    #[test]
+    fn a_provider_that_asks_for_a_moment_is_waited_for_and_one_that_asks_for_long_is_left() {
+        let breakers = Breakers::default();
+        let (a, b, at) = (route("a"), route("b"), Duration::from_secs);
+        breakers.cool_down(&a.provider, at(7), at(100));
+        let pause = |now| {
+            let b = &breakers;
+            move |r: &PlannedRoute| b.pause(r, &tenant(), now)
+        };
+        assert_eq!(choose(&step(), &record(&[]), pause(at(100))), Choice::Pause(at(7)), "to the second");
+        assert_eq!(choose(&step(), &record(&[]), pause(at(107))), Choice::Route(0));
+        breakers.cool_down(&a.provider, at(60), at(200));
+        breakers.cool_down(&a.provider, at(1), at(200));
+        assert_eq!(breakers.pause(&a, &tenant(), at(200)), at(60), "a later word does not shorten it");
+        assert_eq!(breakers.pause(&b, &tenant(), at(200)), Duration::ZERO);
+        assert_eq!(choose(&step(), &record(&[]), pause(at(200))), Choice::Route(1));
+    }
+
+    #[test]
+    fn a_provider_that_refuses_our_key_is_probed_ever_less_often_until_it_takes_it() {
+        let breakers = Breakers::default();
+        let (a, at) = (route("a"), Duration::from_secs);
+        assert!(breakers.shut(&a.provider, ErrorKind::Unauthorized, Timestamp::UNIX_EPOCH, at(0)));
+        assert_eq!(breakers.pause(&a, &tenant(), at(0)), at(60));
+        assert_eq!(
+            breakers.problems().first().map(|p| (p.provider.as_str().to_owned(), p.kind)),
+            Some(("a".into(), ErrorKind::Unauthorized))
+        );
+        assert_eq!(breakers.pause(&a, &tenant(), at(60)), Duration::ZERO, "the probe");
+        assert_eq!(breakers.pause(&a, &tenant(), at(60)), at(120), "one only");
+        assert!(!breakers.shut(&a.provider, ErrorKind::Unauthorized, Timestamp::UNIX_EPOCH, at(61)), "no news");
+        assert_eq!(breakers.pause(&a, &tenant(), at(61)), at(120));
+        assert!(breakers.reopened(&a.provider) && !breakers.reopened(&a.provider));
+        assert_eq!(breakers.pause(&a, &tenant(), at(62)), Duration::ZERO);
+        assert_eq!(breakers.problems(), []);
+    }
+
+    #[test]
+    fn m7_a_model_that_cost_too_much_is_not_bought_again_for_that_tenant() {
+        let breakers = Breakers::default();
+        let (a, at) = (route("a"), Duration::from_secs);
+        breakers.overrun(&tenant(), &a.provider, &a.model, at(0));
+        assert_eq!(breakers.pause(&a, &tenant(), at(0)), OVERRUN_PAUSE);
+        assert_eq!(breakers.pause(&a, &TenantId::new("other").unwrap(), at(0)), Duration::ZERO);
+        assert_eq!(breakers.pause(&a, &tenant(), OVERRUN_PAUSE), Duration::ZERO);
     }
 }

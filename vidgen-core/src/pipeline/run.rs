@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::clock::{later, until};
 use crate::error::{Error, ErrorKind, Result};
@@ -21,11 +21,11 @@ use crate::job::{Failure, Job, JobOutput, JobState, StepId, StepRecord, StepStat
 use crate::money::{CostEntry, Usd};
 use crate::pipeline::follow::Polling;
 use crate::pipeline::progress::progress;
-use crate::pipeline::step::{self, Next};
+use crate::pipeline::step::{self, Means, Next};
 use crate::pipeline::task::media_of;
-use crate::pipeline::{PlannedStep, Route};
-use crate::provider::{Resubmit, Submission};
-use crate::queue::{Ack, Checkpoint, Claim, Claimed, Fenced, JobEnd, MAX_CRASHES, Release, Settlement};
+use crate::pipeline::{OnUnknown, PlannedStep, Route};
+use crate::provider::{Handle, Resubmit, Spool, Submission};
+use crate::queue::{Ack, Checkpoint, Claim, Claimed, Fenced, JobEnd, MAX_CRASHES, Release, Settlement, Witness};
 use crate::vidgen::Inner;
 
 /// The first and the longest wait before a write is tried again on a queue that is away.
@@ -40,6 +40,8 @@ const SHORT_WAIT: Duration = Duration::from_millis(500);
 
 /// How long a provider may take to answer anything but a submit, which has a time of its own.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// How long a store that is away is left alone before the spool is looked at again.
+const SPOOL_AGAIN: Duration = Duration::from_secs(5);
 
 /// What the worker tells a running job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,6 +97,11 @@ pub(super) struct Shared {
     cancel: bool,
     /// The steps whose open submission this very run sent.
     pub(super) sent: HashSet<StepId>,
+    /// What callbacks told, and after how many calls that was read.
+    witnesses: Vec<Witness>,
+    heard: u64,
+    /// The places that the open submissions take among a credential's live runs.
+    pub(super) places: HashMap<StepId, OwnedSemaphorePermit>,
     /// The store's time, and the monotonic moment when it was read.
     store_time: (Timestamp, Duration),
 }
@@ -119,6 +126,9 @@ pub(crate) async fn run(
         cost: claimed.job.cost,
         cancel: claimed.job.cancel_requested,
         sent: HashSet::new(),
+        witnesses: claimed.job.witnesses.clone(),
+        heard: 0,
+        places: HashMap::new(),
         store_time: (now, inner.clock.monotonic()),
     };
     let run = Arc::new(Run {
@@ -229,10 +239,14 @@ impl Run {
             self.check()?;
             let record = self.record(id);
             let route = record.open_submission().and_then(|s| self.route_of(id, s));
-            let capabilities = route.as_ref().map(|r| r.provider.capabilities());
+            let means = self.means(&planned, &record, route.as_ref());
+            if let Some(accepted) = self.evidence(&record, &means).await? {
+                self.checkpoint(accepted, None).await?;
+                continue;
+            }
             let monotonic = self.inner.clock.monotonic();
-            let pause = |route: &_| self.inner.breakers.pause(route, monotonic);
-            match step::next(&record, &planned, capabilities.as_ref(), pause, &self.inner.timing, self.now()) {
+            let pause = |route: &_| self.inner.breakers.pause(route, &self.job.tenant, monotonic);
+            match step::next(&record, &planned, &means, pause, &self.inner.timing, self.now()) {
                 Next::Ended => return Ok(Driven::Ended),
                 Next::Wait { until } => return Ok(Driven::Wait(until)),
                 Next::Write(record) => {
@@ -245,7 +259,7 @@ impl Run {
                     self.submit(&planned, &record, route).await?;
                 }
                 Next::Resend => {
-                    let free = capabilities.is_some_and(|c| c.resubmit == Resubmit::Free);
+                    let free = means.capabilities.is_some_and(|c| c.resubmit == Resubmit::Free);
                     if free && self.canceled() {
                         let failure = Failure::coded("canceled", "the job was canceled");
                         self.checkpoint(step::stopped(&record, failure), None).await?;
@@ -254,8 +268,8 @@ impl Run {
                     }
                 }
                 Next::Find => {
-                    let Some((route, capabilities)) = route.zip(capabilities) else { return Ok(Driven::Ended) };
-                    if let Some(until) = self.find(&planned, &record, &route, &capabilities).await? {
+                    let Some(route) = route else { return Ok(Driven::Ended) };
+                    if let Some(until) = self.find(&planned, &record, &route, &means).await? {
                         return Ok(Driven::Wait(until));
                     }
                 }
@@ -266,13 +280,76 @@ impl Run {
                         let reason = "the server no longer has the provider that was working on it";
                         let failure = Failure::new(ErrorKind::Unsupported, reason);
                         // It was bought, and nobody can ask what it cost: that is never nothing (M7).
-                        let cost = step::cost_of(None, submission);
+                        let cost = step::cost_of(None, None, submission, &planned);
                         let (record, cost) = step::after_waste(&record, &planned, failure, cost, self.now());
                         self.checkpoint(record, cost).await?;
                     }
                 },
             }
         }
+    }
+
+    /// What can be done about the open submission of a step.
+    fn means(&self, planned: &PlannedStep, record: &StepRecord, route: Option<&Route>) -> Means {
+        let capabilities = route.map(|r| r.provider.capabilities());
+        let submission = record.open_submission();
+        let chosen = |s: &Submission| {
+            planned.routes.iter().find(|r| r.provider == s.provider && r.model == s.model).map(|r| r.price)
+        };
+        let price = submission.and_then(chosen);
+        Means {
+            on_unknown: route.zip(price).map_or(OnUnknown::Park, |(route, price)| route.on_unknown(price)),
+            calls_back: self.inner.callbacks.is_some() && capabilities.as_ref().is_some_and(|c| c.callback),
+            capabilities,
+        }
+    }
+
+    /// The record of a lost submission after somebody else told of it: a callback, or the answer
+    /// to it, which an earlier process kept.
+    async fn evidence(&self, record: &StepRecord, means: &Means) -> Result<Option<StepRecord>, Halt> {
+        let StepState::Intent { submission } = &record.state else { return Ok(None) };
+        self.hear().await;
+        if let Some(handle) = self.told(submission).filter(|handle| handle.provider == submission.provider) {
+            return Ok(step::after_witness(record, &handle));
+        }
+        if !means.capabilities.as_ref().is_some_and(|c| c.spools) {
+            return Ok(None);
+        }
+        let spool = Spool::new(self.inner.store.clone(), &submission.id).map_err(Halt::Fault)?;
+        match self.ask(spool.kept()).await? {
+            Ok(Some(output)) => {
+                let handle = Handle::spooled(submission.provider.clone(), &submission.id, &output);
+                Ok(step::after_witness(record, &handle))
+            }
+            Ok(None) => Ok(None),
+            // Whether it was paid for lies in a store that is away: nothing is decided without it.
+            Err(error) => {
+                tracing::warn!(job = %self.job.id, step = %record.step, %error, "the spool cannot be looked at");
+                self.pause(SPOOL_AGAIN).await?;
+                Ok(Some(step::unchanged(record)))
+            }
+        }
+    }
+
+    /// Reads what callbacks told since the last time.
+    pub(super) async fn hear(&self) {
+        let calls = self.signals.borrow().wake;
+        if self.lock().heard == calls {
+            return;
+        }
+        match self.inner.queue.get(&self.job.tenant, self.job.id).await {
+            Ok(job) => {
+                let mut shared = self.lock();
+                shared.witnesses = job.witnesses;
+                shared.heard = calls;
+            }
+            Err(error) => tracing::warn!(job = %self.job.id, %error, "reading what callbacks told"),
+        }
+    }
+
+    /// What callbacks told of an open submission.
+    pub(super) fn told(&self, submission: &Submission) -> Option<Handle> {
+        self.lock().witnesses.iter().find(|w| w.submission == submission.id).map(|w| w.handle.clone())
     }
 
     /// Writes a record and its cost, for as long as it takes and the claim is ours.
@@ -311,6 +388,9 @@ impl Run {
                     shared.cancel |= ack.cancel;
                     if let Some(entry) = &cost {
                         shared.cost += entry.cost.amount;
+                    }
+                    if record.open_submission().is_none() {
+                        shared.places.remove(&record.step);
                     }
                     put(&mut shared.records, record.stamped(ack.now));
                     return Ok(ack);

@@ -18,9 +18,9 @@ use jiff::Timestamp;
 use crate::clock::{later, until};
 use crate::error::{Error, ErrorKind};
 use crate::job::{Failure, JobId, StepAttempt, StepRecord, StepState, submission_id};
-use crate::money::{Cost, CostBasis, CostEntry};
+use crate::money::{Cost, CostBasis, CostEntry, Usage, Usd};
 use crate::pipeline::route::{self, Choice};
-use crate::pipeline::{PlannedRoute, PlannedStep};
+use crate::pipeline::{OnUnknown, PlannedRoute, PlannedStep};
 use crate::provider::{Capabilities, Handle, Lookup, Resubmit, RunFailure, Submission};
 
 /// How patient the machine is. The defaults are reliability §1's; tests and hosts with quick
@@ -53,6 +53,17 @@ impl Default for Timing {
     }
 }
 
+/// What can be done about an open submission.
+#[derive(Clone, Debug)]
+pub struct Means {
+    /// What its provider can do; `None` if the host no longer has it.
+    pub capabilities: Option<Capabilities>,
+    /// What becomes of it if nobody can tell whether it was accepted.
+    pub on_unknown: OnUnknown,
+    /// Whether its provider was given a URL to call back.
+    pub calls_back: bool,
+}
+
 /// What to do next about a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Next {
@@ -78,13 +89,13 @@ pub enum Next {
     Ended,
 }
 
-/// Judges a record as it stands. `capabilities` are those of the provider whose submission is
-/// open (`None` if the host no longer has it); `pause` says how long a route's breaker stays shut.
+/// Judges a record as it stands. `means` are those of the submission that is open; `pause` says
+/// how long a route is to be left alone.
 #[must_use]
 pub fn next(
     record: &StepRecord,
     step: &PlannedStep,
-    capabilities: Option<&Capabilities>,
+    means: &Means,
     pause: impl Fn(&PlannedRoute) -> Duration,
     timing: &Timing,
     now: Timestamp,
@@ -100,17 +111,18 @@ pub fn next(
             Choice::Exhausted => Next::Write(Box::new(exhausted(record, step))),
         },
         StepState::Accepted { .. } => Next::Poll,
-        StepState::Intent { submission } => match capabilities {
+        StepState::Intent { submission } => match &means.capabilities {
             Some(c) if c.resubmit == Resubmit::Free => Next::Resend,
             Some(Capabilities { resubmit: Resubmit::Keyed(life), .. }) if now < later(written(submission), *life) => {
                 Next::Resend
             }
             Some(c) if c.find => Next::Find,
-            // A worker that is still about to send it would be wronged by an earlier verdict.
-            Some(c) if now < settled_at(submission, c, timing) => {
-                Next::Wait { until: settled_at(submission, c, timing) }
+            // A worker that is still about to send it would be wronged by an earlier verdict; and
+            // a callback would tell, but only when the run has ended.
+            Some(c) if now < told_by(submission, c, means, timing) => {
+                Next::Wait { until: told_by(submission, c, means, timing) }
             }
-            _ => Next::Write(Box::new(in_doubt(record, submission))),
+            _ => Next::Write(Box::new(unknown(record, step, submission, means.on_unknown, now))),
         },
     }
 }
@@ -229,12 +241,13 @@ pub fn after_resend(
 pub fn after_find(
     record: &StepRecord,
     step: &PlannedStep,
-    capabilities: &Capabilities,
+    means: &Means,
     answer: &Result<Lookup, Error>,
     timing: &Timing,
     now: Timestamp,
 ) -> Option<StepRecord> {
     let StepState::Intent { submission } = &record.state else { return None };
+    let capabilities = means.capabilities.as_ref()?;
     let settled = settled_at(submission, capabilities, timing);
     match answer {
         // Found is true at any moment; only "absent" can come too early.
@@ -245,9 +258,59 @@ pub fn after_find(
             let record = with_attempt(record, submission, ErrorKind::NotSent, reason, None, now);
             Some(again(record, step, submission, None, now))
         }
-        Ok(Lookup::Unknown) => Some(in_doubt(record, submission)),
+        Ok(Lookup::Unknown) if now < told_by(submission, capabilities, means, timing) => None,
         Err(_) if now < later(settled, timing.find_patience) => None,
-        Err(_) => Some(in_doubt(record, submission)),
+        Ok(Lookup::Unknown) | Err(_) => Some(unknown(record, step, submission, means.on_unknown, now)),
+    }
+}
+
+/// The record after a verified callback, or what lies in the spool, told that the submission was
+/// accepted, and as which run.
+#[must_use]
+pub fn after_witness(record: &StepRecord, handle: &Handle) -> Option<StepRecord> {
+    match &record.state {
+        StepState::Intent { submission } => Some(accepted(record, submission, handle.clone())),
+        _ => None,
+    }
+}
+
+/// The record of a run of which only callbacks are heard, after one told more of it.
+#[must_use]
+pub fn after_news(record: &StepRecord, news: &Handle) -> Option<StepRecord> {
+    let StepState::Accepted { handle, .. } = &record.state else { return None };
+    if handle.remote_id != news.remote_id || handle == news {
+        return None;
+    }
+    let mut state = record.state.clone();
+    if let StepState::Accepted { handle, .. } = &mut state {
+        *handle = news.clone();
+    }
+    Some(after(record, state))
+}
+
+/// Until when somebody may still tell what became of a submission.
+fn told_by(submission: &Submission, capabilities: &Capabilities, means: &Means, timing: &Timing) -> Timestamp {
+    let settled = settled_at(submission, capabilities, timing);
+    if means.calls_back { later(settled, timing.find_patience) } else { settled }
+}
+
+/// The record of a submission of which nobody can tell: left in doubt, or bought again if the
+/// host would rather pay twice than look.
+fn unknown(
+    record: &StepRecord,
+    step: &PlannedStep,
+    submission: &Submission,
+    policy: OnUnknown,
+    now: Timestamp,
+) -> StepRecord {
+    match policy {
+        OnUnknown::Park => in_doubt(record, submission),
+        OnUnknown::Resubmit => {
+            let reason = "it is not known whether the provider accepted it";
+            let cost = cost_of(None, None, submission, step);
+            let noted = with_attempt(record, submission, ErrorKind::OutcomeUnknown, reason, Some(cost), now);
+            again(noted, step, submission, None, now)
+        }
     }
 }
 
@@ -271,7 +334,7 @@ pub fn after_failure(
     now: Timestamp,
 ) -> (StepRecord, Option<CostEntry>) {
     let Some(submission) = record.open_submission() else { return (record.clone(), None) };
-    let cost = if failure.billed { cost } else { Cost { amount: crate::Usd::ZERO, ..cost } };
+    let cost = if failure.billed { cost } else { Cost { amount: Usd::ZERO, ..cost } };
     let entry = failure.billed.then(|| cost_entry(record, submission, cost));
     let noted = with_attempt(record, submission, failure.kind, &failure.reason, Some(cost), now);
     let record = match failure.kind {
@@ -458,11 +521,16 @@ fn exhausted(record: &StepRecord, step: &PlannedStep) -> StepRecord {
     after(record, failed(step, last.map_or(ErrorKind::Unsupported, |a| a.kind), reason))
 }
 
-/// What a submission cost by the provider's word or the plan's price.
+/// What a submission cost: by the provider's word, by what it says was used and the plan's price,
+/// or by the price alone. A negative cost is nobody's word.
 #[must_use]
-pub fn cost_of(stated: Option<crate::Usd>, submission: &Submission) -> Cost {
-    match stated {
-        Some(amount) => Cost { amount, basis: CostBasis::Stated },
+pub fn cost_of(stated: Option<Usd>, usage: Option<Usage>, submission: &Submission, step: &PlannedStep) -> Cost {
+    if let Some(amount) = stated.filter(|amount| *amount >= Usd::ZERO) {
+        return Cost { amount, basis: CostBasis::Stated };
+    }
+    let route = step.routes.iter().find(|r| r.provider == submission.provider && r.model == submission.model);
+    match route.zip(usage).and_then(|(route, usage)| route.price.of_usage(usage)) {
+        Some(amount) => Cost { amount, basis: CostBasis::Metered },
         None => Cost { amount: submission.hold, basis: CostBasis::Table },
     }
 }

@@ -7,13 +7,13 @@ use jiff::Timestamp;
 
 use crate::clock::later;
 use crate::error::{Error, ErrorKind, Result};
-use crate::job::{Failure, StepRecord};
+use crate::job::{Failure, StepId, StepRecord};
 use crate::pipeline::route::backoff;
 use crate::pipeline::run::{Halt, Run};
-use crate::pipeline::step;
+use crate::pipeline::step::{self, Means};
 use crate::pipeline::task::{task, task_hash};
 use crate::pipeline::{PlannedStep, Route};
-use crate::provider::{Capabilities, Resubmit, Submission, SubmitOptions};
+use crate::provider::{ProviderId, Resubmit, Spool, Submission, SubmitOptions};
 
 /// Which request for a submission this is.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +26,8 @@ enum Request {
 
 /// How often a provider is asked about a lost submission.
 const FIND_AGAIN: Duration = Duration::from_secs(15);
+/// How often somebody who waits for a place looks whether the job is canceled.
+const PLACE_AGAIN: Duration = Duration::from_secs(5);
 
 impl Run {
     /// Buys: writes the intent, sends it, writes the outcome.
@@ -51,6 +53,9 @@ impl Run {
         };
         while !(self.may_submit)() {
             self.pause(Duration::from_secs(1)).await?;
+        }
+        if !self.take_place(id, route).await? {
+            return Ok(());
         }
         let records = self.lock().records.clone();
         let task =
@@ -108,7 +113,7 @@ impl Run {
         let sending = tokio::spawn(async move {
             let timeout = route.provider.capabilities().submit_timeout;
             let started = run.inner.clock.monotonic();
-            let options = SubmitOptions::new(submission.id.clone());
+            let options = run.options(&submission, &route)?;
             let answer = tokio::select! {
                 answer = route.provider.submit(&task, &options) => answer,
                 () = run.inner.clock.sleep(timeout) => {
@@ -116,7 +121,7 @@ impl Run {
                 }
             };
             let took = run.inner.clock.monotonic().saturating_sub(started);
-            run.count(&submission, answer.as_ref().err());
+            run.count(&submission, answer.as_ref().map(|_| ()));
             let wait = answer.as_ref().err().and_then(Error::retry_after);
             let known = run.write_outcome(&sent, answer, took, request).await?;
             Ok((!known).then(|| wait.unwrap_or_else(|| backoff(1))))
@@ -154,15 +159,82 @@ impl Run {
         }
     }
 
-    /// Tells the breaker how a submit went.
-    fn count(&self, submission: &Submission, error: Option<&Error>) {
-        let fine = match error.map(Error::kind) {
-            None => true,
-            Some(ErrorKind::NotSent | ErrorKind::Unavailable | ErrorKind::OutcomeUnknown) => false,
-            Some(_) => return,
+    fn options(&self, submission: &Submission, route: &Route) -> Result<SubmitOptions, Halt> {
+        let mut options = SubmitOptions::new(submission.id.clone());
+        options.spool = Some(Spool::new(self.inner.store.clone(), &submission.id).map_err(Halt::Fault)?);
+        if route.provider.capabilities().callback {
+            options.callback = self.inner.callbacks.as_ref().map(|c| c.url(&submission.provider, &submission.id));
+        }
+        Ok(options)
+    }
+
+    /// Waits until the credential has room for another live run; false if by then nothing new is
+    /// to be bought.
+    async fn take_place(&self, id: StepId, route: &Route) -> Result<bool, Halt> {
+        let Some(places) = self.inner.places(&*route.provider) else { return Ok(true) };
+        loop {
+            self.check()?;
+            if self.winds_down() {
+                return Ok(false);
+            }
+            tokio::select! {
+                place = places.clone().acquire_owned() => {
+                    // An error means that it was closed, which nobody does.
+                    if let Ok(place) = place {
+                        self.lock().places.insert(id, place);
+                    }
+                    return Ok(!self.winds_down());
+                }
+                paused = self.pause(PLACE_AGAIN) => paused?,
+            }
+        }
+    }
+
+    /// Counts a run that another process submitted among the live ones, if there is room.
+    pub(super) fn keep_place(&self, id: StepId, route: &Route) {
+        let Some(places) = self.inner.places(&*route.provider) else { return };
+        let mut shared = self.lock();
+        if !shared.places.contains_key(&id)
+            && let Ok(place) = places.try_acquire_owned()
+        {
+            shared.places.insert(id, place);
+        }
+    }
+
+    /// Tells the breakers how a provider answered a submit.
+    fn count(&self, submission: &Submission, answer: Result<(), &Error>) {
+        let (breakers, now) = (&self.inner.breakers, self.inner.clock.monotonic());
+        let fine = match answer.map_err(Error::kind) {
+            Ok(()) => true,
+            Err(ErrorKind::NotSent | ErrorKind::Unavailable | ErrorKind::OutcomeUnknown) => false,
+            Err(_) => {
+                self.heed(&submission.provider, answer);
+                return;
+            }
         };
-        let now = self.inner.clock.monotonic();
-        self.inner.breakers.record(&submission.provider, &submission.model, fine, now);
+        self.heed(&submission.provider, answer);
+        breakers.record(&submission.provider, &submission.model, fine, now);
+    }
+
+    /// Remembers for all jobs what an answer says of the provider as such: that it wants to be left
+    /// alone, or refuses our key.
+    pub(super) fn heed(&self, provider: &ProviderId, answer: Result<(), &Error>) {
+        let (breakers, clock) = (&self.inner.breakers, &self.inner.clock);
+        match answer.map_err(|e| (e.kind(), e.retry_after())) {
+            Ok(()) => {
+                if breakers.reopened(provider) {
+                    tracing::info!(%provider, "the provider takes our key again");
+                }
+            }
+            Err((ErrorKind::RateLimited, Some(wait))) => breakers.cool_down(provider, wait, clock.monotonic()),
+            Err((kind @ (ErrorKind::Unauthorized | ErrorKind::OverBudget), _)) => {
+                if breakers.shut(provider, kind, clock.now(), clock.monotonic()) {
+                    let what = if kind == ErrorKind::Unauthorized { "key" } else { "account" };
+                    tracing::error!(%provider, what, "the provider refuses us; nothing more is submitted to it until it takes a probe");
+                }
+            }
+            Err(_) => {}
+        }
     }
 
     /// Asks the provider about a submission whose outcome is not known; answers when to ask again.
@@ -171,14 +243,16 @@ impl Run {
         planned: &PlannedStep,
         record: &StepRecord,
         route: &Route,
-        capabilities: &Capabilities,
+        means: &Means,
     ) -> Result<Option<Timestamp>, Halt> {
-        let Some(submission) = record.open_submission() else { return Ok(None) };
+        let (Some(submission), Some(capabilities)) = (record.open_submission(), &means.capabilities) else {
+            return Ok(None);
+        };
         let answer = self.ask(route.provider.find(submission)).await?;
         if let Err(error) = &answer {
             tracing::warn!(job = %self.job.id, step = %planned.step, %error, "looking for a lost submission");
         }
-        match step::after_find(record, planned, capabilities, &answer, &self.inner.timing, self.now()) {
+        match step::after_find(record, planned, means, &answer, &self.inner.timing, self.now()) {
             Some(record) => self.checkpoint(record, None).await.map(|_| None),
             None => {
                 let (again, settled) =

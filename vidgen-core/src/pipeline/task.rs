@@ -37,6 +37,11 @@ pub(crate) fn task(
     store: &Arc<dyn Store>,
 ) -> Result<Task> {
     let request = &job.request;
+    let planned = job
+        .plan
+        .step(step)
+        .and_then(|s| s.routes.iter().find(|r| r.provider == route.provider.id() && r.model == model));
+    let duration = planned.and_then(|r| r.duration).unwrap_or(job.plan.duration);
     let input = |info: &MediaInfo| MediaInput::new(info.clone(), store.clone());
     let needed = |kind: StepKind| {
         media_of(records, kind)
@@ -57,7 +62,7 @@ pub(crate) fn task(
             style: request.style.clone(),
             image: job.plan.image.as_ref().or_else(|| media_of(records, StepKind::Image)).map(input),
             size: job.plan.size,
-            duration: job.plan.duration,
+            duration,
             fps: request.fps,
             seed: request.seed,
         }),

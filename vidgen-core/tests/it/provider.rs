@@ -332,6 +332,10 @@ impl Provider for Broken {
             (_, answer) => answer,
         }
     }
+
+    async fn callback(&self, _: &Callback, _: &Spool) -> Result<Handle> {
+        Err(Error::new(ErrorKind::Unsupported, "broken", "does not call back"))
+    }
 }
 
 /// Sets the broken one up.

@@ -72,6 +72,10 @@ impl Provider for Odd {
     async fn find(&self, submission: &Submission) -> Result<Lookup> {
         self.inner.find(submission).await
     }
+
+    async fn callback(&self, _: &Callback, _: &Spool) -> Result<Handle> {
+        Err(Error::new(ErrorKind::Unsupported, "odd", "does not call back"))
+    }
 }
 
 #[tokio::test(start_paused = true)]

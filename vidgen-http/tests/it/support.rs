@@ -13,9 +13,9 @@ use tower::ServiceExt;
 use vidgen_core::clock::ManualClock;
 use vidgen_core::memory::{MemoryNotifier, MemoryQueue, MemoryStore};
 use vidgen_core::{
-    Capabilities, Error, ErrorKind, Failure, Handle, JobEnd, JobId, JobOutput, Limits, Lookup, MediaInfo, MediaKey,
-    MediaType, Model, Output, Pipeline, Price, Provider, ProviderId, Queue, Result, Settlement, Snapshot, StepKind,
-    Store, Submission, SubmitOptions, Task, TenantId, Usd, Vidgen,
+    Callback, Capabilities, Error, ErrorKind, Failure, Handle, JobEnd, JobId, JobOutput, Limits, Lookup, MediaInfo,
+    MediaKey, MediaType, Model, Output, Pipeline, Price, Provider, ProviderId, Queue, Result, Settlement, Snapshot,
+    Spool, StepKind, Store, Submission, SubmitOptions, Task, TenantId, Usd, Vidgen,
 };
 use vidgen_http::{Principal, RouterOptions, SignedLinks};
 
@@ -61,6 +61,10 @@ impl Provider for Idle {
     }
     async fn find(&self, _: &Submission) -> Result<Lookup> {
         idle()
+    }
+
+    async fn callback(&self, _: &Callback, _: &Spool) -> Result<Handle> {
+        Err(Error::new(ErrorKind::Unsupported, "idle", "does not call back"))
     }
 }
 

@@ -37,8 +37,8 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use vidgen_core::{
-    Body, Capabilities, Error, ErrorKind, Handle, Lookup, Model, Output, Price, Provider, ProviderId, Resubmit, Result,
-    RunFailure, Snapshot, StepKind, Submission, SubmitOptions, Task, TaskSpec,
+    Body, Callback, Capabilities, Error, ErrorKind, Handle, Lookup, Model, Output, Price, Provider, ProviderId,
+    Resubmit, Result, RunFailure, Snapshot, Spool, StepKind, Submission, SubmitOptions, Task, TaskSpec,
 };
 
 use ffmpeg::Ffmpeg;
@@ -322,6 +322,10 @@ impl Provider for LocalProvider {
 
     async fn find(&self, _submission: &Submission) -> Result<Lookup> {
         Err(Error::new(ErrorKind::Unsupported, ORIGIN, "runs cannot be searched"))
+    }
+
+    async fn callback(&self, _: &Callback, _: &Spool) -> Result<Handle> {
+        Err(Error::new(ErrorKind::Unsupported, "localprovider", "does not call back"))
     }
 }
 

@@ -3,7 +3,7 @@
 use sqlx::Row;
 use vidgen_core::{
     Enqueued, Error, ErrorKind, IDEMPOTENCY_LIFE, Idempotency, Job, JobEnd, JobId, JobState, Limits, NewEvent, NewJob,
-    TenantId, Usd, Verdict,
+    TenantId, Usd, Verdict, Witness,
 };
 
 use super::fault::{ORIGIN, Outcome};
@@ -276,6 +276,23 @@ impl Tx {
             // It will be looked at anyway.
             _ => Ok(()),
         }
+    }
+
+    /// Keeps what a callback told, if its job is there, and wakes the job (rule Q19).
+    pub(super) async fn keep_witness(&mut self, witness: &Witness) -> Outcome<()> {
+        let kept = sqlx::query(
+            "insert into vg_witness (job, submission, witness) select id, ?2, ?3 from vg_job where id = ?1 \
+             on conflict (job, submission) do update set witness = ?3",
+        )
+        .bind(witness.job.blob())
+        .bind(witness.submission.as_str())
+        .bind(rows::to_json(witness)?)
+        .execute(&mut self.conn)
+        .await?;
+        if kept.rows_affected() == 0 {
+            return Ok(());
+        }
+        self.wake_job(witness.job).await
     }
 
     pub(super) async fn set_place(&mut self, id: JobId, place: i64) -> Outcome<()> {

@@ -52,7 +52,8 @@ use vidgen_core::clock::SystemClock;
 use vidgen_core::{
     Ack, Beat, Checkpoint, Claim, ClaimBatch, Clock, Delivery, DeliveryBatch, DeliveryFilter, DeliveryOutcome,
     DeliveryRecord, Enqueued, EventId, Fenced, Job, JobFilter, JobId, LEASE, Limits, MAX_BATCH, NewEvent, NewJob, Page,
-    Queue, QueueStats, Release, Result, Retention, Settlement, TenantId, UsageFilter, UsageReport, Usd, WorkerId,
+    Queue, QueueStats, Release, Result, Retention, Settlement, TenantId, UsageFilter, UsageReport, Usd, Witness,
+    WorkerId,
 };
 
 use fault::Outcome;
@@ -248,6 +249,10 @@ impl Queue for SqliteQueue {
 
     async fn wake(&self, id: JobId) -> Result<()> {
         self.inner.writer.run(move |tx| tx.wake_job(id).boxed()).await
+    }
+
+    async fn witness(&self, witness: Witness) -> Result<()> {
+        self.inner.writer.run(move |tx| async move { tx.keep_witness(&witness).await }.boxed()).await
     }
 
     async fn register(&self, name: &str) -> Result<WorkerId> {

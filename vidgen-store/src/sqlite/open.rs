@@ -131,9 +131,13 @@ pub(super) async fn check(conn: &mut SqliteConnection) -> Result<()> {
 
 /// Creates or updates the tables.
 pub(super) async fn migrate(conn: &mut SqliteConnection) -> Result<()> {
-    let first = include_str!("migrations/1_queue.sql").into_sql_str();
-    let mut migrator =
-        Migrator::with_migrations(vec![Migration::new(1, "queue".into(), MigrationType::Simple, first, false)]);
+    let migration = |n, name: &'static str, sql: &'static str| {
+        Migration::new(n, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    let mut migrator = Migrator::with_migrations(vec![
+        migration(1, "queue", include_str!("migrations/1_queue.sql")),
+        migration(2, "witness", include_str!("migrations/2_witness.sql")),
+    ]);
     // The default name is the host application's own.
     migrator.dangerous_set_table_name("_vidgen_migrations");
     // A newer version of us may have been here: changes are additive, so its tables serve us, too.

@@ -36,7 +36,8 @@ macro_rules! job_columns {
          coalesce(q.attempts, j.attempts) as attempts, coalesce(q.crashes, j.crashes) as crashes, \
          coalesce(q.cancel, j.cancel) as cancel, coalesce(q.started_at, j.started_at) as started_at, \
          coalesce(q.held, j.held) as held, coalesce(q.cost, j.cost) as cost, coalesce(q.epoch, j.epoch) as epoch, \
-         (select '[' || group_concat(s.record, ',') || ']' from vg_step s where s.job = j.id) as steps"
+         (select '[' || group_concat(s.record, ',') || ']' from vg_step s where s.job = j.id) as steps, \
+         (select '[' || group_concat(w.witness, ',') || ']' from vg_witness w where w.job = j.id) as witnesses"
     };
 }
 pub(super) use job_columns;
@@ -72,6 +73,7 @@ pub(super) fn job(row: &SqliteRow) -> Outcome<Job> {
     // The order of a plan.
     steps.sort_by_key(|record| record.step);
     job.steps = steps;
+    job.witnesses = optional_json(row, "witnesses", column)?.unwrap_or_default();
     Ok(job)
 }
 

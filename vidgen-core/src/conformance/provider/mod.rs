@@ -46,6 +46,7 @@ macro_rules! provider_conformance {
                 p13_find_never_says_absent_of_what_may_be_there
                 p14_a_truncated_or_oversized_output_is_never_a_short_file
                 p15_the_cost_is_the_remotes_or_none
+                p16_only_a_genuine_callback_is_believed
             );
         }
     };

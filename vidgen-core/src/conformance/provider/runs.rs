@@ -32,7 +32,7 @@ pub async fn p1_a_handle_survives_json_and_a_new_client(fixture: &dyn Fixture) {
     assert_eq!(stage.provider.id(), handle.provider, "a new client has another name");
     let output = only_output(stage.end(&back).await.state);
     stage.provider = stage.client();
-    let bytes = read(stage.provider.open(&output).await.expect("the output")).await.expect("its bytes");
+    let bytes = read(stage.open(&handle, &output).await.expect("the output")).await.expect("its bytes");
     assert!(stage.output.as_ref().is_none_or(|expected| *expected == bytes), "the output has other bytes");
 }
 
@@ -73,15 +73,15 @@ async fn every_call(stage: &Stage, handle: &Handle, said: &mut Said) {
         if let RunState::Succeeded(outputs) = &snapshot.state {
             for output in outputs {
                 // What stalls has said by then what it has to say.
-                drop(tokio::time::timeout(STALL, every_byte(stage, output, said)).await);
+                drop(tokio::time::timeout(STALL, every_byte(stage, handle, output, said)).await);
             }
         }
     }
     said.unless_ok(stage.provider.cancel(handle).await);
 }
 
-async fn every_byte(stage: &Stage, output: &Output, said: &mut Said) {
-    let Some(mut body) = said.unless_ok(stage.provider.open(output).await) else { return };
+async fn every_byte(stage: &Stage, handle: &Handle, output: &Output, said: &mut Said) {
+    let Some(mut body) = said.unless_ok(stage.open(handle, output).await) else { return };
     said.by(&body);
     while let Some(chunk) = body.next().await {
         said.unless_ok(chunk);
@@ -219,8 +219,8 @@ pub async fn p11_an_unknown_handle_is_not_found(fixture: &dyn Fixture) {
         }
     }
     if let Some(stage) = stage(fixture, "p11", Scene::OutputExpired).await {
-        let (_, output) = stage.succeeded().await;
-        let Err(error) = stage.provider.open(&output).await else { panic!("the output is there no more") };
+        let (handle, output) = stage.succeeded().await;
+        let Err(error) = stage.open(&handle, &output).await else { panic!("the output is there no more") };
         assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
     }
 }
@@ -228,8 +228,8 @@ pub async fn p11_an_unknown_handle_is_not_found(fixture: &dyn Fixture) {
 /// P14.
 pub async fn p14_a_truncated_or_oversized_output_is_never_a_short_file(fixture: &dyn Fixture) {
     let stage = needed(fixture, Scene::Succeeds).await;
-    let (_, output) = stage.succeeded().await;
-    let body = stage.provider.open(&output).await.expect("the output");
+    let (handle, output) = stage.succeeded().await;
+    let body = stage.open(&handle, &output).await.expect("the output");
     let length = body.length();
     let bytes = read(body).await.expect("its bytes");
     assert!(!bytes.is_empty(), "the output is empty");
@@ -238,9 +238,9 @@ pub async fn p14_a_truncated_or_oversized_output_is_never_a_short_file(fixture: 
 
     for scene in [Scene::TruncatedOutput, Scene::OversizedOutput] {
         let Some(stage) = super::stage::stage(fixture, "p14", scene).await else { continue };
-        let (_, output) = stage.succeeded().await;
+        let (handle, output) = stage.succeeded().await;
         // An error at once is as good as one in the stream.
-        let Ok(body) = stage.provider.open(&output).await else { continue };
+        let Ok(body) = stage.open(&handle, &output).await else { continue };
         let length = body.length();
         if let Ok(bytes) = read(body).await {
             // Or the announced length tells, which everybody who takes a body compares.
@@ -250,8 +250,8 @@ pub async fn p14_a_truncated_or_oversized_output_is_never_a_short_file(fixture: 
     }
 
     if let Some(stage) = super::stage::stage(fixture, "p14", Scene::StalledOutput).await {
-        let (_, output) = stage.succeeded().await;
-        let first = async { stage.provider.open(&output).await.expect("the output").next().await };
+        let (handle, output) = stage.succeeded().await;
+        let first = async { stage.open(&handle, &output).await.expect("the output").next().await };
         let first = tokio::time::timeout(PATIENCE, first).await;
         let first = first.expect("nothing is handed on before the end: outputs stream");
         assert!(matches!(first, Some(Ok(chunk)) if !chunk.is_empty()), "the first bytes were to come");

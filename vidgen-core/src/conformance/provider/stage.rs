@@ -11,10 +11,13 @@ use bytes::Bytes;
 use crate::error::Result;
 use crate::job::{JobId, StepKind, submission_id};
 use crate::media::Body;
+use crate::memory::MemoryStore;
 use crate::money::Usd;
 use crate::provider::{
-    Capabilities, Handle, Output, Provider, RunState, Snapshot, Submission, SubmissionId, SubmitOptions, Task,
+    Callback, Capabilities, Handle, Output, Provider, RunState, Snapshot, Spool, Submission, SubmissionId,
+    SubmitOptions, Task,
 };
+use crate::store::Store;
 
 /// How long the kit waits for what must come: a run's end, a body's first bytes.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -156,6 +159,20 @@ impl Call {
 
 type Client = Box<dyn Fn() -> Arc<dyn Provider> + Send + Sync>;
 type Calls = Box<dyn Fn() -> Vec<Call> + Send + Sync>;
+type CallbackOf = Box<dyn Fn(&SubmissionId) -> Option<Callback> + Send + Sync>;
+
+/// How a remote signs its callbacks, beside the signature that their URL carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signed {
+    /// Not at all.
+    No,
+    /// The sender is told by a secret of its own, which stands for no particular body.
+    Sender,
+    /// Over the body.
+    Body,
+    /// Over the body and the time, which may not be long ago.
+    Dated,
+}
 
 /// A scene, set up: clients of a remote that plays it, a task for it, and what is to be expected.
 pub struct Stage {
@@ -169,6 +186,9 @@ pub struct Stage {
     pub(super) retry_after: Option<Duration>,
     pub(super) cost: Option<Usd>,
     pub(super) output: Option<Bytes>,
+    callback: Option<CallbackOf>,
+    pub(super) signed: Signed,
+    store: Arc<dyn Store>,
     guards: Vec<Box<dyn Any + Send + Sync>>,
 }
 
@@ -193,6 +213,9 @@ impl Stage {
             retry_after: None,
             cost: None,
             output: None,
+            callback: None,
+            signed: Signed::Dated,
+            store: Arc::new(MemoryStore::new()),
             guards: Vec::new(),
         }
     }
@@ -222,6 +245,19 @@ impl Stage {
     #[must_use]
     pub fn with_cost(mut self, cost: Usd) -> Self {
         self.cost = Some(cost);
+        self
+    }
+
+    /// What the remote would send to the callback URL of an accepted submission whose run ended,
+    /// as of now; and how that is signed.
+    #[must_use]
+    pub fn with_callback(
+        mut self,
+        signed: Signed,
+        callback: impl Fn(&SubmissionId) -> Option<Callback> + Send + Sync + 'static,
+    ) -> Self {
+        self.callback = Some(Box::new(callback));
+        self.signed = signed;
         self
     }
 
@@ -259,12 +295,30 @@ impl Stage {
 
     /// Submits the task under `id`, as the pipeline does.
     pub(super) async fn submit_as(&self, id: &SubmissionId) -> Result<Handle> {
-        let mut options = SubmitOptions::new(id.clone());
+        let mut options = SubmitOptions::new(id.clone()).with_spool(self.spool(id));
         if self.capabilities().callback {
             // Where a provider takes neither key nor reference, this is how the id goes out.
             options.callback = format!("https://host.example/callbacks/{id}").parse().ok();
         }
         self.provider.submit(&self.task, &options).await
+    }
+
+    /// Where the provider leaves what it hands over once.
+    pub(super) fn spool(&self, id: &SubmissionId) -> Spool {
+        Spool::new(self.store.clone(), id).expect("an id of ours")
+    }
+
+    /// Streams an output from where it lies, as the pipeline does.
+    pub(super) async fn open(&self, handle: &Handle, output: &Output) -> Result<Body> {
+        match output.spooled() {
+            Some(_) => self.spool(&SubmissionId::from_remote(handle.remote_id.clone())).open(output).await,
+            None => self.provider.open(output).await,
+        }
+    }
+
+    /// What the remote would send about a submission.
+    pub(super) fn callback(&self, id: &SubmissionId) -> Option<Callback> {
+        self.callback.as_ref().and_then(|callback| callback(id))
     }
 
     /// Submits the task under an id of its own.

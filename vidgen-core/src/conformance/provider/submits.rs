@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::stage::{Fixture, Scene, Stage, needed, new_submission, only_output, stage};
+use super::stage::{Fixture, Scene, Signed, Stage, needed, new_submission, only_output, stage};
 use crate::error::{Error, ErrorKind};
-use crate::provider::{Lookup, ModelId, Resubmit, RunState, SubmissionId, SubmitOptions};
+use crate::provider::{Callback, Lookup, ModelId, Resubmit, RunState, SubmissionId, SubmitOptions};
 
 /// After a submit was given up, a client that repeats it behind the caller's back has so long to.
 const BEHIND_THE_BACK: Duration = Duration::from_millis(200);
@@ -225,5 +225,55 @@ pub async fn p15_the_cost_is_the_remotes_or_none(fixture: &dyn Fixture) {
     if let Some(stage) = super::stage::stage(fixture, "p15", Scene::Fails).await {
         let handle = stage.accepted().await;
         assert_eq!(stage.end(&handle).await.cost, stage.cost, "the cost of a run that failed");
+    }
+}
+
+/// P16.
+pub async fn p16_only_a_genuine_callback_is_believed(fixture: &dyn Fixture) {
+    let stage = needed(fixture, Scene::Succeeds).await;
+    let id = new_submission(stage.task.spec.kind());
+    let spool = stage.spool(&id);
+    if !stage.capabilities().callback {
+        let callback = Callback::new([("x", "y")], "{}", jiff::Timestamp::UNIX_EPOCH);
+        let error = stage.provider.callback(&callback, &spool).await.expect_err("callbacks are not declared");
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
+        return;
+    }
+    let handle = stage.submit_as(&id).await.expect("the remote accepts it");
+    if !stage.capabilities().only_callback {
+        stage.end(&handle).await;
+    }
+    let genuine = stage.callback(&id).expect("callbacks are declared: the stage says what the remote would send");
+    // Late, sent twice, from a process that remembers nothing: it is the same word each time.
+    for provider in [stage.client(), stage.client()] {
+        let told = provider.callback(&genuine, &spool).await.expect("a genuine callback");
+        assert_eq!((&told.provider, &told.remote_id), (&handle.provider, &handle.remote_id), "another run");
+        let said = format!("{told:?} {genuine:?}");
+        assert!(stage.secrets.iter().all(|secret| !said.contains(secret.as_str())), "a secret is told");
+    }
+    let refused = |callback: Callback, what: &'static str| {
+        let (provider, spool) = (stage.client(), spool.clone());
+        async move {
+            let error = provider.callback(&callback, &spool).await.expect_err(what);
+            assert_eq!(error.kind(), ErrorKind::Unauthorized, "{what}: {error:?}");
+        }
+    };
+    if stage.signed != Signed::No {
+        let bare = Callback::new([("content-type", "application/json")], genuine.body.clone(), genuine.received_at);
+        refused(bare, "a callback without a signature is believed").await;
+    }
+    if matches!(stage.signed, Signed::Body | Signed::Dated) {
+        let mut altered = genuine.clone();
+        let mut body = altered.body.to_vec();
+        body.push(b' ');
+        altered.body = body.into();
+        refused(altered, "an altered callback is believed").await;
+    }
+    if stage.signed == Signed::Dated {
+        for hours in [-1, 1] {
+            let mut stale = genuine.clone();
+            stale.received_at += jiff::SignedDuration::from_hours(hours);
+            refused(stale, "a callback of another hour is believed").await;
+        }
     }
 }

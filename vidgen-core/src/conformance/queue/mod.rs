@@ -13,6 +13,7 @@ mod order;
 mod outbox;
 mod retention;
 mod waits;
+mod witnesses;
 
 pub use atomic::*;
 pub use bench::{Backend, Bench, check, start};
@@ -26,6 +27,7 @@ pub use order::*;
 pub use outbox::*;
 pub use retention::*;
 pub use waits::*;
+pub use witnesses::*;
 
 /// Holds a queue to every rule: a module of one `#[test]` for each.
 ///
@@ -178,4 +180,7 @@ rules! { $
     q18_what_is_still_needed_is_kept
     q18_ledger_and_keys_are_kept
     q18_forgetting_is_bounded
+    q19_a_witness_is_kept_and_wakes_its_job
+    q19_the_last_witness_of_a_submission_counts
+    q19_a_late_witness_changes_nothing_else
 }

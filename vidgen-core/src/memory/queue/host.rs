@@ -7,8 +7,8 @@ use crate::job::{Job, JobFilter, JobId, JobState, Page};
 use crate::money::{LedgerEntry, UsageFilter, UsageReport, Usd};
 use crate::notifier::NewEvent;
 use crate::queue::{
-    Enqueued, IDEMPOTENCY_LIFE, JobEnd, MAX_BATCH, MAX_PAGE, NewJob, QueueStats, Retention, Verdict, check_budget,
-    check_creates, check_live_jobs, conflict, settle_adjustment, usage_report,
+    Enqueued, IDEMPOTENCY_LIFE, JobEnd, MAX_BATCH, MAX_PAGE, NewJob, QueueStats, Retention, Verdict, Witness,
+    check_budget, check_creates, check_live_jobs, conflict, settle_adjustment, usage_report,
 };
 use crate::tenant::{Limits, TenantId};
 
@@ -251,6 +251,13 @@ impl State {
             // It will be looked at anyway, or never again.
             Place::Created | Place::Parked | Place::Ready | Place::Ended(..) => {}
         }
+    }
+
+    pub(super) fn witness(&mut self, witness: Witness) {
+        let id = witness.job;
+        let Some(row) = self.jobs.get_mut(&id) else { return };
+        row.job.hear(witness);
+        self.wake(id);
     }
 
     pub(super) fn expired(&self, retention: &Retention, max: usize, now: Now) -> Vec<JobId> {

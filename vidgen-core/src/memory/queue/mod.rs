@@ -20,7 +20,7 @@ use crate::money::{UsageFilter, UsageReport, Usd};
 use crate::notifier::{Delivery, DeliveryFilter, DeliveryRecord, EventId, NewEvent};
 use crate::queue::{
     Ack, Beat, Checkpoint, Claim, ClaimBatch, DeliveryBatch, DeliveryOutcome, Enqueued, Fenced, NewJob, Queue,
-    QueueStats, Release, Retention, Settlement, Verdict, WorkerId,
+    QueueStats, Release, Retention, Settlement, Verdict, Witness, WorkerId,
 };
 use crate::tenant::{Limits, TenantId};
 
@@ -166,6 +166,11 @@ impl Queue for MemoryQueue {
 
     async fn wake(&self, id: JobId) -> Result<()> {
         self.call(|state, _| state.wake(id));
+        Ok(())
+    }
+
+    async fn witness(&self, witness: Witness) -> Result<()> {
+        self.call(|state, _| state.witness(witness));
         Ok(())
     }
 

@@ -14,6 +14,7 @@ fn route(provider: &str) -> PlannedRoute {
         price: Price::PerRun(Usd::from_cents(10)),
         expected: Usd::from_cents(10),
         typical: Duration::from_secs(10),
+        duration: None,
     }
 }
 
@@ -25,8 +26,16 @@ fn capabilities() -> Capabilities {
     Capabilities::new(vec![Model::new("m", StepKind::Video, Price::PerRun(Usd::from_cents(10)))])
 }
 
+fn means(capabilities: &Capabilities) -> Means {
+    Means { capabilities: Some(capabilities.clone()), on_unknown: OnUnknown::Park, calls_back: false }
+}
+
+fn nobody() -> Means {
+    Means { capabilities: None, on_unknown: OnUnknown::Park, calls_back: false }
+}
+
 fn judge(record: &StepRecord, capabilities: &Capabilities, now: Timestamp) -> Next {
-    next(record, &step(), Some(capabilities), |_| Duration::ZERO, &Timing::default(), now)
+    next(record, &step(), &means(capabilities), |_| Duration::ZERO, &Timing::default(), now)
 }
 
 /// An intent of provider `a` that was written at second 0.
@@ -69,7 +78,7 @@ fn an_intent_found_after_a_crash_is_never_just_sent_again() {
     assert_eq!(judge(&open_intent(), &capabilities(), t(1)), wait, "nobody can tell, and it may yet be sent");
     let Next::Write(record) = judge(&open_intent(), &capabilities(), t(ABSENT_AT)) else { panic!() };
     assert!(matches!(record.state, StepState::InDoubt { .. }));
-    let gone = next(&open_intent(), &step(), None, |_| Duration::ZERO, &Timing::default(), t(1));
+    let gone = next(&open_intent(), &step(), &nobody(), |_| Duration::ZERO, &Timing::default(), t(1));
     assert!(matches!(gone, Next::Write(r) if matches!(r.state, StepState::InDoubt { .. })), "the host dropped it");
 }
 
@@ -97,7 +106,8 @@ fn an_intent_is_resent_where_that_cannot_cost_twice() {
 #[test]
 fn a_found_submission_is_polled() {
     let found = Ok(Lookup::Found(handle()));
-    let record = after_find(&open_intent(), &step(), &capabilities(), &found, &Timing::default(), t(1)).unwrap();
+    let record =
+        after_find(&open_intent(), &step(), &means(&capabilities()), &found, &Timing::default(), t(1)).unwrap();
     assert_eq!(judge(&record, &capabilities(), t(1)), Next::Poll);
 }
 
@@ -105,11 +115,12 @@ fn a_found_submission_is_polled() {
 fn absent_is_believed_only_when_the_request_can_no_longer_arrive() {
     let absent = Ok(Lookup::Absent);
     assert_eq!(
-        after_find(&open_intent(), &step(), &capabilities(), &absent, &Timing::default(), t(ABSENT_AT - 1)),
+        after_find(&open_intent(), &step(), &means(&capabilities()), &absent, &Timing::default(), t(ABSENT_AT - 1)),
         None
     );
     let record =
-        after_find(&open_intent(), &step(), &capabilities(), &absent, &Timing::default(), t(ABSENT_AT)).unwrap();
+        after_find(&open_intent(), &step(), &means(&capabilities()), &absent, &Timing::default(), t(ABSENT_AT))
+            .unwrap();
     assert!(matches!(record.state, StepState::Waiting { .. }));
     let again = intent(&record, JobId::new(), &route("a"), "hash".into());
     assert_eq!(again.open_submission().unwrap().ordinal, 1, "the slot was not bought: the same id");
@@ -118,14 +129,18 @@ fn absent_is_believed_only_when_the_request_can_no_longer_arrive() {
 #[test]
 fn a_remote_that_cannot_tell_leaves_it_in_doubt() {
     let unknown = Ok(Lookup::Unknown);
-    assert_eq!(after_find(&open_intent(), &step(), &capabilities(), &unknown, &Timing::default(), t(1)), None);
+    assert_eq!(after_find(&open_intent(), &step(), &means(&capabilities()), &unknown, &Timing::default(), t(1)), None);
     let record =
-        after_find(&open_intent(), &step(), &capabilities(), &unknown, &Timing::default(), t(ABSENT_AT)).unwrap();
+        after_find(&open_intent(), &step(), &means(&capabilities()), &unknown, &Timing::default(), t(ABSENT_AT))
+            .unwrap();
     assert!(matches!(record.state, StepState::InDoubt { .. }));
     let down = Err(Error::new(ErrorKind::Unavailable, "a", "down"));
-    assert_eq!(after_find(&open_intent(), &step(), &capabilities(), &down, &Timing::default(), t(ABSENT_AT)), None);
+    assert_eq!(
+        after_find(&open_intent(), &step(), &means(&capabilities()), &down, &Timing::default(), t(ABSENT_AT)),
+        None
+    );
     let late = t(ABSENT_AT + 3600);
-    let record = after_find(&open_intent(), &step(), &capabilities(), &down, &Timing::default(), late).unwrap();
+    let record = after_find(&open_intent(), &step(), &means(&capabilities()), &down, &Timing::default(), late).unwrap();
     assert!(matches!(record.state, StepState::InDoubt { .. }));
 }
 
@@ -183,7 +198,7 @@ fn a_step_without_routes_left_fails_with_the_last_reason_or_is_skipped_if_it_may
     let Next::Write(failed) = judge(&record, &capabilities(), t(0)) else { panic!() };
     assert_eq!(wrong(&failed), "unsupported");
     let optional = PlannedStep { optional: true, ..step() };
-    let Next::Write(skipped) = next(&record, &optional, None, |_| Duration::ZERO, &Timing::default(), t(0)) else {
+    let Next::Write(skipped) = next(&record, &optional, &nobody(), |_| Duration::ZERO, &Timing::default(), t(0)) else {
         panic!()
     };
     assert_eq!(skipped.state, StepState::Skipped { reason: "says no".into() });
@@ -192,7 +207,7 @@ fn a_step_without_routes_left_fails_with_the_last_reason_or_is_skipped_if_it_may
 #[test]
 fn a_failed_run_is_bought_again_under_a_new_id_and_its_bill_is_kept() {
     let failure = RunFailure::new(ErrorKind::Unavailable, "out of memory").with_bill();
-    let cost = cost_of(None, running().open_submission().unwrap());
+    let cost = cost_of(None, None, running().open_submission().unwrap(), &step());
     let (record, entry) = after_failure(&running(), &step(), &failure, cost, t(2));
     assert_eq!(entry.unwrap().cost.amount, Usd::from_cents(10));
     let again = intent(&record, JobId::new(), &route("a"), "hash".into());
@@ -202,7 +217,7 @@ fn a_failed_run_is_bought_again_under_a_new_id_and_its_bill_is_kept() {
 #[test]
 fn an_unbilled_failure_costs_nothing_and_a_refused_run_is_final() {
     let failure = RunFailure::new(ErrorKind::Refused, "not that");
-    let cost = cost_of(None, running().open_submission().unwrap());
+    let cost = cost_of(None, None, running().open_submission().unwrap(), &step());
     let (record, entry) = after_failure(&running(), &step(), &failure, cost, t(2));
     assert_eq!(entry, None);
     assert_eq!(wrong(&record), "content_refused");
@@ -210,7 +225,7 @@ fn an_unbilled_failure_costs_nothing_and_a_refused_run_is_final() {
 
 #[test]
 fn a_forgotten_run_is_rerun_if_free_and_counted_as_billed_if_not() {
-    let cost = cost_of(None, running().open_submission().unwrap());
+    let cost = cost_of(None, None, running().open_submission().unwrap(), &step());
     let (record, entry) = after_loss(&running(), &step(), &capabilities(), cost, true, t(2));
     assert_eq!((wrong(&record).as_str(), entry.unwrap().cost.amount), ("provider_protocol", Usd::from_cents(10)));
     let free = capabilities().with_resubmit(Resubmit::Free);
@@ -238,4 +253,62 @@ fn every_change_is_the_next_revision() {
     assert_eq!(running().follows(Some(&open)), Succession::Next);
     assert_eq!(cancel_sent(&running()).follows(Some(&running())), Succession::Next);
     assert_eq!(unchanged(&running()).follows(Some(&running())), Succession::Next);
+}
+
+#[test]
+fn who_calls_back_is_waited_for_before_anything_is_left_in_doubt() {
+    let capabilities = capabilities().with_callback();
+    let called = Means { calls_back: true, ..means(&capabilities) };
+    let judge = |now| next(&open_intent(), &step(), &called, |_| Duration::ZERO, &Timing::default(), now);
+    let patience = i64::try_from(Timing::default().find_patience.as_secs()).unwrap();
+    assert_eq!(judge(t(1)), Next::Wait { until: t(ABSENT_AT + patience) });
+    let Next::Write(doubted) = judge(t(ABSENT_AT + patience)) else { panic!("nobody called") };
+    assert!(matches!(doubted.state, StepState::InDoubt { .. }));
+    let unknown = Ok(Lookup::Unknown);
+    assert_eq!(after_find(&open_intent(), &step(), &called, &unknown, &Timing::default(), t(ABSENT_AT)), None);
+}
+
+#[test]
+fn a_witness_makes_an_open_intent_an_accepted_run_and_nothing_else() {
+    let handle = Handle::new("a".into(), "run-1");
+    let record = after_witness(&open_intent(), &handle).unwrap();
+    assert!(matches!(&record.state, StepState::Accepted { handle: h, .. } if *h == handle));
+    assert_eq!(after_witness(&record, &Handle::new("a".into(), "run-2")), None, "a run is never exchanged");
+    let told = handle.clone().with_detail(serde_json::json!({"end": "succeeded"}));
+    assert!(matches!(&after_news(&record, &told).unwrap().state, StepState::Accepted { handle: h, .. } if *h == told));
+    assert_eq!(after_news(&record, &handle), None, "no news");
+    assert_eq!(after_news(&record, &Handle::new("a".into(), "run-2")), None, "another run");
+}
+
+#[test]
+fn a_host_that_would_rather_pay_twice_has_the_unknown_bought_again_in_a_slot_of_its_own() {
+    let rash = Means { on_unknown: OnUnknown::Resubmit, ..means(&capabilities()) };
+    let Next::Write(record) =
+        next(&open_intent(), &step(), &rash, |_| Duration::ZERO, &Timing::default(), t(ABSENT_AT))
+    else {
+        panic!("nobody can tell")
+    };
+    assert!(matches!(record.state, StepState::Waiting { .. }));
+    let attempt = record.attempts.last().unwrap();
+    assert_eq!(
+        (attempt.kind, attempt.accepted, attempt.cost.amount),
+        (ErrorKind::OutcomeUnknown, true, Usd::from_cents(10))
+    );
+    let again = intent(&record, JobId::new(), &route("a"), String::new());
+    assert_eq!(again.open_submission().map(|s| s.ordinal), Some(2));
+}
+
+#[test]
+fn a_cost_is_the_providers_word_else_what_was_used_else_the_price() {
+    let metered = Price::PerComputeSecond { rate: Usd::from_cents(1), at_most: Duration::from_secs(60) };
+    let mut step = step();
+    step.routes[0].price = metered;
+    let record = open_intent();
+    let submission = record.open_submission().unwrap();
+    let used = Some(Usage::Compute(Duration::from_millis(2500)));
+    let cost = |stated, usage| cost_of(stated, usage, submission, &step);
+    assert_eq!(cost(Some(Usd::from_cents(7)), used), Cost { amount: Usd::from_cents(7), basis: CostBasis::Stated });
+    assert_eq!(cost(None, used), Cost { amount: Usd::from_micros(25_000), basis: CostBasis::Metered });
+    assert_eq!(cost(Some(Usd::from_cents(-7)), None).basis, CostBasis::Table, "nobody pays us");
+    assert_eq!(cost(None, Some(Usage::Characters(3))), Cost { amount: submission.hold, basis: CostBasis::Table });
 }

@@ -91,6 +91,10 @@ impl Provider for Unlucky {
     async fn find(&self, submission: &Submission) -> Result<Lookup> {
         self.local.find(submission).await
     }
+
+    async fn callback(&self, _: &Callback, _: &Spool) -> Result<Handle> {
+        Err(Error::new(ErrorKind::Unsupported, "unlucky", "does not call back"))
+    }
 }
 
 struct Local;

@@ -1,0 +1,167 @@
+//! Where the bytes go that a provider hands over once and never again.
+
+use std::fmt;
+use std::sync::Arc;
+
+use aws_lc_rs::digest;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::job::JobId;
+use crate::media::{Body, MediaKey};
+use crate::provider::{Output, SubmissionId};
+use crate::store::Store;
+use crate::vidgen::media_prefix;
+
+/// The name of the output of a provider that answers a submit with the bytes themselves.
+const ANSWER: &str = "answer";
+
+/// A place in the host's store for what one submission makes, for providers that hand their bytes
+/// over once: as the answer to the submit, or to an upload sink. What lies there survives this
+/// process; the pipeline copies it from there as it copies other outputs, and removes it then.
+#[derive(Clone)]
+pub struct Spool {
+    store: Arc<dyn Store>,
+    stem: String,
+}
+
+impl Spool {
+    /// The spool of `submission` in `store`.
+    ///
+    /// # Errors
+    /// `Invalid` if the id is not one of ours.
+    pub fn new(store: Arc<dyn Store>, submission: &SubmissionId) -> Result<Self> {
+        let (job, slot) = submission.parts().ok_or_else(|| Error::invalid_field("submission", "is not one of ours"))?;
+        Ok(Self { store, stem: format!("{}/spool-{slot}", media_prefix(job)) })
+    }
+
+    /// Keeps the answer to the submit: complete, or not at all. An error means that the bytes are
+    /// lost, or never came: the outcome is then unknown.
+    ///
+    /// # Errors
+    /// What the body or the store raises.
+    pub async fn keep(&self, body: Body) -> Result<Output> {
+        self.put(ANSWER, body).await
+    }
+
+    /// The answer that an earlier process kept, if it did.
+    ///
+    /// # Errors
+    /// What the store raises.
+    pub async fn kept(&self) -> Result<Option<Output>> {
+        let output = self.output(ANSWER)?;
+        let Some(key) = output.spooled() else { return Ok(None) };
+        match self.store.head(key).await {
+            Ok(_) => Ok(Some(output)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Keeps an output that the provider names `name`: complete, or not at all.
+    ///
+    /// # Errors
+    /// What the body or the store raises.
+    pub async fn put(&self, name: &str, body: Body) -> Result<Output> {
+        let output = self.output(name)?;
+        if let Some(key) = output.spooled() {
+            self.store.put(key, body).await?;
+        }
+        Ok(output)
+    }
+
+    /// The output that the provider names `name`, wherever it was kept. No I/O.
+    ///
+    /// # Errors
+    /// Never, for a name of any form: it is hashed.
+    pub fn output(&self, name: &str) -> Result<Output> {
+        let digest = digest::digest(&digest::SHA256, name.as_bytes());
+        let short: String = hex::encode(digest.as_ref()).chars().take(16).collect();
+        Ok(Output::in_spool(MediaKey::new(format!("{}-{short}.bin", self.stem))?))
+    }
+
+    /// Streams an output that lies here.
+    ///
+    /// # Errors
+    /// `NotFound` if it does not.
+    pub async fn open(&self, output: &Output) -> Result<Body> {
+        let mine = output.spooled().filter(|key| key.as_str().starts_with(&self.stem));
+        let key = mine.ok_or_else(|| Error::new(ErrorKind::NotFound, "spool", "no such output"))?;
+        Ok(self.store.get(key, None).await?.body)
+    }
+
+    /// Removes an output that was copied.
+    ///
+    /// # Errors
+    /// What the store raises.
+    pub async fn remove(&self, output: &Output) -> Result<()> {
+        match output.spooled() {
+            Some(key) if key.as_str().starts_with(&self.stem) => self.store.delete(key).await,
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Spool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spool").field("stem", &self.stem).finish_non_exhaustive()
+    }
+}
+
+impl SubmissionId {
+    /// The job, and the rest of the id as it may stand in a media key: `video-1`.
+    fn parts(&self) -> Option<(JobId, String)> {
+        let rest = self.as_str().strip_prefix("sub_")?;
+        let (rest, ordinal) = rest.rsplit_once('_')?;
+        let (job, step) = rest.rsplit_once('_')?;
+        let ordinal: u32 = ordinal.parse().ok()?;
+        let word = step.bytes().all(|b| b.is_ascii_lowercase()) && !step.is_empty();
+        Some((format!("vid_{job}").parse().ok()?, format!("{step}-{ordinal}"))).filter(|_| word)
+    }
+
+    /// The job that a submission is for, if the id is one of ours.
+    #[must_use]
+    pub fn job(&self) -> Option<JobId> {
+        self.parts().map(|(job, _)| job)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::job::{StepKind, submission_id};
+    use crate::memory::MemoryStore;
+
+    #[tokio::test]
+    async fn what_was_kept_is_found_by_the_next_process_and_by_nobody_else() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let (job, other) = (JobId::new(), JobId::new());
+        let spool = |job, n| Spool::new(store.clone(), &submission_id(job, StepKind::Speech, n)).unwrap();
+        assert_eq!(spool(job, 1).kept().await.unwrap().map(|o| o.spooled().cloned()), None);
+        let output = spool(job, 1).keep(Bytes::from_static(b"paid").into()).await.unwrap();
+        let found = spool(job, 1).kept().await.unwrap().unwrap();
+        assert_eq!(found.spooled(), output.spooled());
+        let bytes = spool(job, 1).open(&found).await.unwrap().read(10).await.unwrap();
+        assert_eq!(bytes, Bytes::from_static(b"paid"));
+        for foreign in [spool(job, 2), spool(other, 1)] {
+            assert!(foreign.kept().await.unwrap().is_none());
+            assert_eq!(foreign.open(&found).await.unwrap_err().kind(), ErrorKind::NotFound);
+        }
+        spool(job, 1).remove(&found).await.unwrap();
+        assert!(spool(job, 1).kept().await.unwrap().is_none());
+    }
+
+    #[test]
+    fn an_id_that_is_not_ours_has_no_spool() {
+        let job = JobId::new();
+        assert_eq!(submission_id(job, StepKind::Video, 3).job(), Some(job));
+        for bad in ["", "sub_x_video_1", "sub_../../etc_video_1", &format!("{job}")] {
+            assert_eq!(SubmissionId::from_remote(bad).job(), None, "{bad}");
+        }
+        let hex = job.to_string().replace("vid_", "");
+        for (step, ours) in [("video_1", true), ("vi/deo_1", false), ("_1", false), ("video_x", false)] {
+            assert_eq!(SubmissionId::from_remote(format!("sub_{hex}_{step}")).job().is_some(), ours, "{step}");
+        }
+    }
+}
