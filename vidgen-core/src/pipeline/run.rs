@@ -620,8 +620,7 @@ impl Run {
     }
 
     pub(super) fn route_of(&self, id: StepId, submission: &Submission) -> Option<Route> {
-        let pipeline = self.inner.pipeline_named(&self.job.plan.pipeline)?;
-        pipeline.route(id, &submission.provider, &submission.model).cloned()
+        self.inner.route(&self.job, id, &submission.provider, &submission.model)
     }
 
     /// How many submissions were bought so far, those before a retry of the job left out (M8).

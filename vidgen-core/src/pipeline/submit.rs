@@ -44,8 +44,7 @@ impl Run {
             self.checkpoint(step::stopped(record, failure), None).await?;
             return Ok(());
         }
-        let pipeline = self.inner.pipeline_named(&self.job.plan.pipeline);
-        let Some(route) = pipeline.and_then(|p| p.route(id, &chosen.provider, &chosen.model)) else {
+        let Some(route) = self.inner.route(&self.job, id, &chosen.provider, &chosen.model) else {
             let reason = "the server no longer has this provider or model";
             let record = step::without_route(record, self.job.id, chosen, reason, now);
             self.checkpoint(record, None).await?;
@@ -54,12 +53,12 @@ impl Run {
         while !(self.may_submit)() {
             self.pause(Duration::from_secs(1)).await?;
         }
-        if !self.take_place(id, route).await? {
+        if !self.take_place(id, &route).await? {
             return Ok(());
         }
         let records = self.lock().records.clone();
         let task =
-            task(&self.job, id, &records, route, chosen.model.clone(), &self.inner.store).map_err(Halt::Fault)?;
+            task(&self.job, id, &records, &route, chosen.model.clone(), &self.inner.store).map_err(Halt::Fault)?;
         let hash = task_hash(&task).map_err(Halt::Fault)?;
         let intent = step::intent(record, self.job.id, chosen, hash);
         let started = self.inner.clock.monotonic();
@@ -70,7 +69,7 @@ impl Run {
             let error = Err(Error::new(ErrorKind::NotSent, "pipeline", "it was not sent in time"));
             return self.write_outcome(planned, error, Duration::ZERO, Request::First).await.map(|_| ());
         }
-        self.send(planned.clone(), route.clone(), task, Request::First).await.map(|_| ())
+        self.send(planned.clone(), route, task, Request::First).await.map(|_| ())
     }
 
     /// Sends a submission again where that cannot cost twice; answers when to come back if the

@@ -83,7 +83,11 @@ pub(crate) fn task(
             max_side: THUMBNAIL_SIDE,
         }),
     };
-    Ok(Task { model, spec, extra: route.extra.clone() })
+    let mut extra = route.extra.clone();
+    if let (StepKind::Image, Some(url)) = (step, &request.image_url) {
+        extra.insert("url".into(), url.as_str().into());
+    }
+    Ok(Task { model, spec, extra })
 }
 
 /// SHA-256 of what a task asks for, without links or anything else that changes between attempts.
