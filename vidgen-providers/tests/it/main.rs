@@ -8,5 +8,7 @@
     reason = "clippy allows these in tests, but does not know the helpers of an integration test"
 )]
 
+#[cfg(feature = "lab")]
+mod lab;
 #[cfg(feature = "local")]
 mod local;
