@@ -538,6 +538,16 @@ pub enum Lookup {
     Unknown,
 }
 
+/// A provider of the images that requests name by URL: its one model makes an image of the field
+/// `url` of a task's [`extra`](Task::extra).
+pub trait ImageUrls: Provider {
+    /// Whether such a URL may be fetched at all. No I/O.
+    ///
+    /// # Errors
+    /// `Invalid`, saying what it should be.
+    fn accepts(&self, url: &str) -> Result<()>;
+}
+
 /// Convenience for every provider.
 pub trait ProviderExt: Provider + Sized {
     /// A route to one model of this provider.
