@@ -1,5 +1,6 @@
 //! The lab itself: that each fault really fires, and that its ledger counts.
 
+mod faults;
 mod film;
 mod remotes;
 
