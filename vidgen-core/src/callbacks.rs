@@ -109,10 +109,7 @@ impl Vidgen {
         signature: &str,
         callback: Callback,
     ) -> Result<()> {
-        let callbacks = self.callbacks()?;
-        if !same(&callbacks.sign(provider, submission), signature) {
-            return Err(forged());
-        }
+        self.check_callback(provider, submission, signature)?;
         let submission = SubmissionId::from_remote(submission);
         let spool = Spool::new(self.inner.store.clone(), &submission)?;
         let Some(job) = submission.job() else { return Err(forged()) };
@@ -120,6 +117,14 @@ impl Vidgen {
         let handle = client.callback(&callback, &spool).await?;
         tracing::debug!(%job, %provider, "a provider called back");
         self.inner.queue.witness(Witness { job, submission, handle }).await
+    }
+
+    /// Whether a callback URL is one that this host gave: a host asks this before it reads a body.
+    ///
+    /// # Errors
+    /// `Unauthorized` if its signature is wrong; `Unsupported` if callbacks are not configured.
+    pub fn check_callback(&self, provider: &ProviderId, submission: &str, signature: &str) -> Result<()> {
+        if same(&self.callbacks()?.sign(provider, submission), signature) { Ok(()) } else { Err(forged()) }
     }
 
     /// Keeps a file that a provider uploads; answers the URL that it may name the file by.

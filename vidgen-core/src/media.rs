@@ -160,6 +160,9 @@ impl MediaType {
             Some(Self::Mov)
         } else if at(4, b"ftypM4A ") {
             Some(Self::M4a)
+        } else if at(4, b"ftyp") && [b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1"].iter().any(|b| at(8, *b)) {
+            // Pictures that lie in the box of a video.
+            None
         } else if at(4, b"ftyp") {
             Some(Self::Mp4)
         } else if at(0, b"\x1a\x45\xdf\xa3") {
@@ -347,6 +350,7 @@ mod tests {
         assert_eq!(MediaType::sniff(b"\x89PNG\r\n\x1a\n...."), Some(MediaType::Png));
         assert_eq!(MediaType::sniff(b"\0\0\0\x20ftypisom"), Some(MediaType::Mp4));
         assert_eq!(MediaType::sniff(b"\0\0\0\x20ftypqt  "), Some(MediaType::Mov));
+        assert_eq!(MediaType::sniff(b"\0\0\0\x20ftypavif"), None);
         assert_eq!(MediaType::sniff(b"RIFF\0\0\0\0WAVE"), Some(MediaType::Wav));
         assert_eq!(MediaType::sniff(b"\xff\xfb\x90\x00"), Some(MediaType::Mp3));
         assert_eq!(MediaType::sniff(b"<html>"), None);

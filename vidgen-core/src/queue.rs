@@ -106,7 +106,7 @@ pub trait Queue: Debug + Send + Sync + 'static {
 
     /// Queues a failed or canceled job again, with its steps as [`StepRecord::reopened`] leaves
     /// them, attempts and crashes at zero, and a new hold of `hold` under `limits`. A job that is
-    /// live or completed, or has a step in doubt, is a `Conflict`.
+    /// live or completed, or has a step in doubt of which no callback told, is a `Conflict`.
     async fn retry(&self, tenant: &TenantId, id: JobId, hold: Usd, limits: &Limits) -> Result<Job>;
 
     /// Decides the steps in doubt of a job that ended: bought (the submission's hold becomes its cost)

@@ -19,6 +19,7 @@
 
 mod answer;
 mod body;
+mod callbacks;
 mod error;
 mod generate;
 mod health;
@@ -37,7 +38,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::middleware::from_fn;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 use vidgen_core::Vidgen;
@@ -68,7 +69,9 @@ pub fn router<S: Clone + Send + Sync + 'static>(vidgen: &Vidgen, options: Router
         .route("/jobs/{job_id}/video", get(jobs::video))
         .route("/jobs/{job_id}/thumbnail", get(jobs::thumbnail))
         .route("/usage", get(usage::usage))
+        .route("/callbacks/{provider}", post(callbacks::callback))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, CALL_TIME));
+    routes = routes.route("/callbacks/{provider}/files/{token}/{name}", put(callbacks::upload));
     if api.options.links.is_some() {
         routes = routes.route("/media/{*key}", get(media::media));
     }

@@ -186,9 +186,15 @@ impl StepRecord {
     }
 
     /// The record as a retry of its job finds it: a failed step may be tried again, with a clean
-    /// count of attempts; every other one stays as it is.
+    /// count of attempts; one in doubt of which a callback told meanwhile (`witness`) is the run
+    /// that it told of; every other one stays as it is.
     #[must_use]
-    pub fn reopened(mut self, now: Timestamp) -> Self {
+    pub fn reopened(mut self, witness: Option<&Handle>, now: Timestamp) -> Self {
+        if let (StepState::InDoubt { submission }, Some(handle)) = (&self.state, witness) {
+            let (submission, handle) = (submission.clone(), handle.clone());
+            self.state = StepState::Accepted { submission, handle, accepted_at: Some(now), cancel_sent: false };
+            self.revision += 1;
+        }
         if matches!(self.state, StepState::Failed { .. }) {
             self.state = StepState::Waiting { not_before: now };
             self.forgiven = self.attempts.len();

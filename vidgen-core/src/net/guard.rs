@@ -16,7 +16,7 @@ use super::url::{CheckedUrl, Rules};
 use crate::clock::until;
 use crate::error::{Error, ErrorKind, Result};
 
-const ORIGIN: &str = "net";
+pub(super) const ORIGIN: &str = "net";
 
 /// Enough for two lost packets in a handshake; a public host that takes longer is down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,8 +27,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// stranger choose a second address, or learn of ours. Clones share the client.
 #[derive(Clone)]
 pub struct Guard {
-    client: Client,
-    rules: Rules,
+    pub(super) client: Client,
+    pub(super) rules: Rules,
     breaches: Arc<AtomicU64>,
 }
 
@@ -136,7 +136,7 @@ impl Guard {
         Ok(Answer { status, body, retry_after })
     }
 
-    fn check_peer(&self, peer: Option<SocketAddr>) -> Result<()> {
+    pub(super) fn check_peer(&self, peer: Option<SocketAddr>) -> Result<()> {
         if peer.is_some_and(|peer| self.rules.is_peer(peer)) {
             return Ok(());
         }
@@ -173,12 +173,12 @@ async fn read_start(mut response: Response, limit: usize, time: Duration) -> Byt
 }
 
 /// The one error of every call that got no answer; its cause goes to the log, without the address.
-fn unreachable(cause: &str) -> Error {
+pub(super) fn unreachable(cause: &str) -> Error {
     tracing::debug!(cause, "a guarded call failed");
     Error::new(ErrorKind::Unavailable, ORIGIN, "the host cannot be reached")
 }
 
-fn cause(error: &reqwest::Error) -> &'static str {
+pub(super) fn cause(error: &reqwest::Error) -> &'static str {
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
         if inner.is::<Denied>() {
@@ -239,7 +239,7 @@ impl GuardBuilder {
     }
 
     #[expect(clippy::disallowed_methods, reason = "the one place where a guarded client is made")]
-    fn build_with(self, judge: impl FnOnce(Arc<dyn Resolve>) -> Judged) -> Result<Guard> {
+    pub(super) fn build_with(self, judge: impl FnOnce(Arc<dyn Resolve>) -> Judged) -> Result<Guard> {
         // Each line is pinned by a test below; compression is said off by name, because another
         // crate of the host may have turned the feature on.
         let client = Client::builder()

@@ -4,13 +4,15 @@
 //! network: that is how cloud credentials are stolen. So the text is judged first
 //! ([`Guard::check`], no I/O), then every address its name resolves to, then the peer that
 //! answered. Literal addresses are judged by themselves, because clients never ask a resolver for
-//! them.
+//! them. A redirect is judged the same way, as one more text of a stranger's.
 
 mod address;
+mod download;
 mod guard;
 mod resolve;
 mod url;
 
+pub use download::{Download, DownloadLimits};
 pub use guard::{Answer, CallLimits, Guard, GuardBuilder};
 pub use resolve::{Resolve, SystemResolver};
 pub use url::CheckedUrl;

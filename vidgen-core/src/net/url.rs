@@ -53,14 +53,22 @@ impl Rules {
         if text.chars().count() > MAX_LENGTH {
             return Err(not("should be at most 2048 characters long"));
         }
-        // The parser drops tabs and line breaks, and takes a backslash for a slash; other readers of
-        // the same text may not.
-        if text.contains(|c: char| c.is_control() || c.is_whitespace() || c == '\\') {
-            return Err(not("should have no spaces, backslashes or control characters"));
-        }
+        plain(text)?;
         let url = Url::parse(text).map_err(|_| not("should be a URL such as https://example.com/hook"))?;
         self.judge(&url)?;
         Ok(CheckedUrl(url))
+    }
+
+    /// Where `location`, an answer's from `from`, leads: judged like a text of a stranger's, because
+    /// it is one.
+    pub(super) fn follow(&self, from: &CheckedUrl, location: &str) -> Result<CheckedUrl> {
+        plain(location)?;
+        let to = from.0.join(location).map_err(|_| not("should be a URL or a path"))?;
+        // Not even to a socket that is allowed: what was asked for under TLS is not to come without.
+        if from.0.scheme() == "https" && to.scheme() != "https" {
+            return Err(not("should be an https URL"));
+        }
+        self.check(to.as_str())
     }
 
     /// Judges a parsed URL.
@@ -102,6 +110,15 @@ impl Rules {
     pub(super) fn is_peer(&self, peer: SocketAddr) -> bool {
         self.allowed.contains(&peer) || self.ports.contains(&peer.port()) && is_public(peer.ip())
     }
+}
+
+/// The parser drops tabs and line breaks, and takes a backslash for a slash; other readers of the
+/// same text may not.
+fn plain(text: &str) -> Result<()> {
+    if text.contains(|c: char| c.is_control() || c.is_whitespace() || c == '\\') {
+        return Err(not("should have no spaces, backslashes or control characters"));
+    }
+    Ok(())
 }
 
 /// `name` is lower case and in ASCII, since the parser made it so.
@@ -242,6 +259,56 @@ mod tests {
     fn the_development_escape_is_exact() {
         for fine in ["http://127.0.0.1:8080/hook", "https://127.0.0.1:8080/", "http://0x7f.1:8080/"] {
             assert!(rules().check(fine).is_ok(), "{fine}");
+        }
+    }
+
+    #[test]
+    fn a_redirect_is_resolved_and_then_judged() {
+        let public = "https://example.com/a/b?c#d";
+        let allowed = "http://127.0.0.1:8080/a/b";
+        for (from, location, to) in [
+            (public, "e", "https://example.com/a/e"),
+            (public, "/e?f", "https://example.com/e?f"),
+            (public, "../../..", "https://example.com/"),
+            (public, "?e", "https://example.com/a/b?e"),
+            (public, "", "https://example.com/a/b?c"),
+            (public, "//example.org:8443/e", "https://example.org:8443/e"),
+            (public, "HTTPS://EXAMPLE.ORG", "https://example.org/"),
+            (public, "https://127.0.0.1:8080/", "https://127.0.0.1:8080/"),
+            (allowed, "/e", "http://127.0.0.1:8080/e"),
+            (allowed, "http://127.0.0.1:8080/e", "http://127.0.0.1:8080/e"),
+            (allowed, "https://example.com/e", "https://example.com/e"),
+        ] {
+            let followed = rules().follow(&rules().check(from).unwrap(), location);
+            assert_eq!(followed.unwrap().0.as_str(), to, "{location:?} at {from}");
+        }
+        for (from, location) in [
+            // Down from TLS, even to what is allowed.
+            (public, "http://example.com/"),
+            (public, "http://127.0.0.1:8080/"),
+            (allowed, "http://example.com/"),
+            (allowed, "//example.com/"),
+            (allowed, "http://127.0.0.1:8081/"),
+            (public, "//127.0.0.1/"),
+            (public, "https://10.0.0.1/"),
+            (public, "https://0xa9fea9fe/latest/meta-data/"),
+            (public, "https://[::ffff:10.0.0.1]/"),
+            (public, "https://metadata.google.internal/"),
+            (public, "https://localhost/"),
+            (public, "//intranet/"),
+            (public, "https://user:secret@example.com/"),
+            (public, "https://example.com:22/"),
+            (public, "file:///etc/passwd"),
+            (public, "data:,hello"),
+            (public, "https://"),
+            (public, "\\\\127.0.0.1/"),
+            (public, "/\\127.0.0.1/"),
+            (public, "/a b"),
+            (public, "/a\tb"),
+            (public, &format!("/{}", "a".repeat(2048))),
+        ] {
+            let followed = rules().follow(&rules().check(from).unwrap(), location);
+            assert_eq!(followed.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "{location:?} at {from}");
         }
     }
 

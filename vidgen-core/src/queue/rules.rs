@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::job::{Job, JobState};
+use crate::job::{Job, JobState, StepRecord, StepState};
 use crate::money::{LedgerEntry, LedgerRow, UsageReport, UsageRow, Usd};
 use crate::queue::JobEnd;
 use crate::tenant::Limits;
@@ -171,7 +171,9 @@ impl Job {
         let why = match self.state {
             JobState::Queued | JobState::Processing => "job has not ended yet",
             JobState::Completed => "job is completed",
-            JobState::Failed | JobState::Canceled if self.in_doubt() => "job has a step in doubt: resolve it first",
+            JobState::Failed | JobState::Canceled if self.has_untold_doubt() => {
+                "job has a step in doubt: resolve it first"
+            }
             JobState::Failed | JobState::Canceled => return Ok(()),
         };
         Err(conflict(why))
@@ -187,11 +189,23 @@ impl Job {
         self.ended_at = None;
         self.failure = None;
         self.held = hold;
-        self.steps = std::mem::take(&mut self.steps).into_iter().map(|step| step.reopened(now)).collect();
+        let reopened = |step: StepRecord| {
+            let witness = step.open_submission().and_then(|submission| self.witness(&submission.id)).cloned();
+            step.reopened(witness.as_ref(), now)
+        };
+        self.steps = self.steps.iter().cloned().map(reopened).collect();
+    }
+
+    /// Whether a step is in doubt of which no callback told since.
+    fn has_untold_doubt(&self) -> bool {
+        self.steps.iter().any(|step| match &step.state {
+            StepState::InDoubt { submission } => self.witness(&submission.id).is_none(),
+            _ => false,
+        })
     }
 
     /// Puts a step record in its place, in the order of the plan.
-    pub fn put_step(&mut self, record: crate::job::StepRecord) {
+    pub fn put_step(&mut self, record: StepRecord) {
         match self.steps.binary_search_by_key(&record.step, |stored| stored.step) {
             Ok(at) => {
                 if let Some(stored) = self.steps.get_mut(at) {

@@ -8,6 +8,7 @@
     reason = "tests fail by panicking"
 )]
 
+mod callbacks;
 mod errors;
 mod generate;
 mod host;

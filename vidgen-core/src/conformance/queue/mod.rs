@@ -158,6 +158,7 @@ rules! { $
     q16_a_retry_goes_on_from_what_was_done
     q16_a_canceled_job_can_be_retried
     q16_a_retry_is_refused_where_it_could_buy_twice
+    q16_a_doubt_that_a_callback_cleared_is_retried
     q16_a_doubt_keeps_its_hold
     q16_a_doubt_is_resolved_once
     q16_usage_adds_up_by_day_and_step

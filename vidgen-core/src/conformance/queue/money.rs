@@ -4,7 +4,8 @@ use super::bench::{Bench, refused, seconds};
 use crate::clock::later;
 use crate::conformance::sample::{self, tenant};
 use crate::{
-    Claimed, ErrorKind, Fenced, Job, JobEnd, JobState, Limits, StepKind, StepState, TenantId, UsageFilter, Usd, Verdict,
+    Claimed, ErrorKind, Fenced, Handle, Job, JobEnd, JobState, Limits, StepKind, StepState, TenantId, UsageFilter, Usd,
+    Verdict, Witness,
 };
 
 const NO_LIMITS: fn() -> Limits = Limits::default;
@@ -106,7 +107,7 @@ pub async fn q16_a_retry_goes_on_from_what_was_done(bench: Bench) {
     assert_eq!((retried.attempts, retried.crashes, retried.cancel_requested), (0, 0, false));
     assert_eq!((retried.ended_at, &retried.failure, retried.version), (None, &None, failed.version + 1));
     let now = later(super::start(), seconds(5));
-    let reopened: Vec<_> = failed.steps.iter().cloned().map(|step| step.reopened(now)).collect();
+    let reopened: Vec<_> = failed.steps.iter().cloned().map(|step| step.reopened(None, now)).collect();
     assert_eq!(retried.steps, reopened);
     assert_eq!(bench.usage(&owner).await.held, sample::VIDEO_PRICE);
     assert_eq!(bench.complete(claim).await, Fenced::Stale, "the old claim is over");
@@ -149,6 +150,22 @@ pub async fn q16_a_retry_is_refused_where_it_could_buy_twice(bench: Bench) {
     assert_eq!(retry(doubtful.id).await, ErrorKind::Conflict, "in doubt");
     assert_eq!(bench.get(&doubtful).await, doubtful);
     assert_eq!(bench.usage(&owner).await.held, sample::VIDEO_PRICE);
+}
+
+/// A doubt of which a callback told meanwhile is none: a retry goes on with the run that it named,
+/// and buys nothing for it.
+pub async fn q16_a_doubt_that_a_callback_cleared_is_retried(bench: Bench) {
+    let owner = tenant("ann");
+    let doubtful = in_doubt(&bench, &owner).await;
+    let submission = doubtful.step(StepKind::Video).and_then(|step| step.open_submission()).unwrap().id.clone();
+    let handle = Handle::new(sample::provider(), "run-7");
+    bench.queue.witness(Witness { job: doubtful.id, submission, handle: handle.clone() }).await.unwrap();
+    let retried = bench.queue.retry(&owner, doubtful.id, sample::VIDEO_PRICE, &NO_LIMITS()).await.unwrap();
+    assert_eq!((retried.state, retried.held), (JobState::Queued, sample::VIDEO_PRICE));
+    let record = retried.step(StepKind::Video).unwrap();
+    assert!(matches!(&record.state, StepState::Accepted { handle: h, .. } if *h == handle), "{record:?}");
+    assert_eq!(bench.get(&retried).await, retried);
+    assert_eq!(bench.usage(&owner).await.held, sample::VIDEO_PRICE, "held once");
 }
 
 /// What may have been bought stays held after the end, until somebody decides.

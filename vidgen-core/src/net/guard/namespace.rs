@@ -2,6 +2,7 @@
 //! whatever it connects to is seen, and nothing leaves the machine.
 
 use super::*;
+use crate::net::DownloadLimits;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::process::Command;
@@ -9,6 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
 use async_trait::async_trait;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 const NAME: &str = "net::guard::namespace::nothing_private_is_ever_connected_to";
@@ -42,6 +44,19 @@ const PRIVATE: [&str; 24] = [
     "2620:4f:8000::1",
     "3fff::1",
 ];
+
+/// Redirects to whatever is asked for. The one socket that is allowed, and no canary.
+const REDIRECTOR: &str = "127.0.0.1:9000";
+
+/// How a stranger makes us connect to something.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    Post,
+    Get,
+    Redirect,
+}
+
+const WAYS: [Way; 3] = [Way::Post, Way::Get, Way::Redirect];
 
 /// Answers from a list, in turn.
 #[derive(Debug)]
@@ -102,47 +117,96 @@ async fn in_namespace() {
         });
     }
 
+    let redirects = redirector().await;
+
+    let mut redirected = 0;
     let public = PUBLIC.map(|a| a.parse::<IpAddr>().unwrap());
     for private in PRIVATE.map(|a| a.parse::<IpAddr>().unwrap()) {
-        let mapped = |address: IpAddr| match address {
+        let mapped = match private {
             IpAddr::V4(address) => address.to_ipv6_mapped().into(),
-            IpAddr::V6(_) => address,
+            IpAddr::V6(_) => private,
         };
-        let answers = vec![
+        let answers = [
             vec![private],
-            vec![mapped(private)],
+            vec![mapped],
             vec![public[0], private],
             vec![private, public[1]],
-            vec![public[0], public[1], mapped(private)],
+            vec![public[0], public[1], mapped],
         ];
-        let turns = answers.len();
-        let guard = guard(answers);
-        for _ in 0..turns {
-            call(&guard, "https://rebind.example/hook").await.unwrap_err();
-        }
         let host = if private.is_ipv6() { format!("[{private}]") } else { private.to_string() };
-        for url in [format!("https://{host}/"), format!("https://{host}:8443/"), format!("http://{host}/")] {
-            call(&guard, &url).await.unwrap_err();
+        let literals = [
+            format!("https://{host}/"),
+            format!("https://{host}:8443/"),
+            format!("http://{host}/"),
+            format!("https://[{}]/", if let IpAddr::V6(v6) = mapped { v6 } else { Ipv6Addr::LOCALHOST }),
+        ];
+        for way in WAYS {
+            let guard = guard(answers.to_vec());
+            for _ in &answers {
+                call(&guard, way, "https://rebind.example/hook").await.unwrap_err();
+            }
+            for url in &literals {
+                call(&guard, way, url).await.unwrap_err();
+            }
         }
+        redirected += answers.len() + literals.len();
     }
     assert_eq!(*reached.lock().unwrap(), BTreeMap::new());
+    assert_eq!(redirects.load(Ordering::SeqCst), redirected, "a redirect was not even asked for");
 
     // Good and bad answers in turn: only the good ones lead anywhere.
-    let guard = guard(vec![vec![public[0]], vec![PRIVATE[4].parse().unwrap()], vec![public[1]]]);
-    for _ in 0..30 {
-        call(&guard, "https://rebind.example/hook").await.unwrap_err();
+    for way in WAYS {
+        let guard = guard(vec![vec![public[0]], vec![PRIVATE[4].parse().unwrap()], vec![public[1]]]);
+        for _ in 0..30 {
+            call(&guard, way, "https://rebind.example/hook").await.unwrap_err();
+        }
+        call(&guard, way, "https://8.8.8.8:8443/").await.unwrap_err();
+        let reached = std::mem::take(&mut *reached.lock().unwrap());
+        assert_eq!(reached, BTreeMap::from([(public[0], 11), (public[1], 10)]), "{way:?}");
+        assert_eq!(guard.ssrf_guard_breaches(), 0);
     }
-    call(&guard, "https://8.8.8.8:8443/").await.unwrap_err();
-    assert_eq!(*reached.lock().unwrap(), BTreeMap::from([(public[0], 11), (public[1], 10)]));
+}
+
+/// How often it has redirected.
+async fn redirector() -> Arc<AtomicUsize> {
+    let listener = TcpListener::bind(REDIRECTOR).await.unwrap();
+    let redirects = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&redirects);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0);
+            }
+            let request = String::from_utf8(request).unwrap();
+            let location = request.split([' ', '?']).nth(2).unwrap();
+            let answer = format!("HTTP/1.1 302 X\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    redirects
 }
 
 fn guard(answers: Vec<Vec<IpAddr>>) -> Guard {
     let resolver = Arc::new(InTurn(answers, AtomicUsize::new(0)));
-    Guard::builder().with_port(8443).with_resolver(resolver).build().unwrap()
+    let builder = Guard::builder().with_port(8443).with_allowed(REDIRECTOR.parse().unwrap());
+    builder.with_resolver(resolver).build().unwrap()
 }
 
 /// Always fails: the canaries speak no TLS. What matters is whom it reached.
-async fn call(guard: &Guard, url: &str) -> Result<Answer> {
-    let limits = CallLimits::WEBHOOK.with_total(Duration::from_secs(2));
-    guard.post(&guard.check(url)?, HeaderMap::new(), Bytes::new(), limits).await
+async fn call(guard: &Guard, way: Way, url: &str) -> Result<()> {
+    let total = Duration::from_secs(2);
+    match way {
+        Way::Post => {
+            let limits = CallLimits::WEBHOOK.with_total(total);
+            guard.post(&guard.check(url)?, HeaderMap::new(), Bytes::new(), limits).await.map(drop)
+        }
+        Way::Get => guard.get(&guard.check(url)?, DownloadLimits::IMAGE.with_total(total)).await.map(drop),
+        Way::Redirect => {
+            let start = guard.check(&format!("http://{REDIRECTOR}/?{url}"))?;
+            guard.get(&start, DownloadLimits::IMAGE.with_total(total)).await.map(drop)
+        }
+    }
 }

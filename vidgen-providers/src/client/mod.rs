@@ -1,0 +1,117 @@
+//! What providers that speak HTTP share: one request for one purchase, patient reads, errors that
+//! say what to do next and tell no secret.
+//!
+//! Three ways to call, by what may happen twice:
+//! - [`Client::submit`] buys: one attempt, and whatever is not clearly a No is `OutcomeUnknown`.
+//! - [`Client::prepare`] comes before a purchase (an upload): each of its errors says that nothing
+//!   was bought.
+//! - [`Client::ask`] and its kin look and stop: asked a few times, since the answer costs nothing.
+
+mod call;
+mod exchange;
+mod media;
+mod quote;
+mod refusal;
+mod settings;
+mod standard_webhooks;
+
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use secrecy::SecretString;
+use url::Url;
+use vidgen_core::net::Guard;
+use vidgen_core::{Error, ErrorKind, Result};
+
+pub(crate) use call::{Call, Part};
+pub(crate) use exchange::Answer;
+pub(crate) use media::{data_url, image_bytes};
+pub(crate) use quote::quotable;
+pub(crate) use refusal::{Refusal, Verdict};
+pub(crate) use settings::{Auth, ClientBuilder, shared_settings};
+pub(crate) use standard_webhooks::WebhookSecrets;
+
+/// A client of one API. Clones share connections and key.
+#[derive(Clone)]
+pub(crate) struct Client {
+    base: Url,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    origin: &'static str,
+    submit: reqwest::Client,
+    read: reqwest::Client,
+    guard: Guard,
+    auth: Auth,
+    /// Changes when the key is rotated.
+    credential: RwLock<Option<(HeaderName, HeaderValue)>>,
+    headers: HeaderMap,
+    submit_timeout: Duration,
+    read_timeout: Duration,
+    judge: fn(&Refusal) -> Verdict,
+}
+
+impl Client {
+    /// The same client for another part of the API, at a base URL of its own: `rest.fal.ai` beside
+    /// `queue.fal.run`. The key goes there, too.
+    ///
+    /// # Errors
+    /// `Invalid` if it is no base URL.
+    pub(crate) fn at(&self, base: &str) -> Result<Self> {
+        Ok(Self { base: settings::base_url(base)?, shared: self.shared.clone() })
+    }
+
+    /// How long the answer to a submit is waited for; a provider declares the same in its
+    /// capabilities.
+    pub(crate) fn submit_timeout(&self) -> Duration {
+        self.shared.submit_timeout
+    }
+
+    /// Uses another key from now on (reliability C5).
+    ///
+    /// # Errors
+    /// `Invalid` if it cannot be a key.
+    pub(crate) fn rotate(&self, key: &SecretString) -> Result<()> {
+        let credential = self.shared.auth.credential(Some(key))?;
+        *self.shared.credential.write().unwrap_or_else(PoisonError::into_inner) = credential;
+        Ok(())
+    }
+
+    /// An error of this provider's.
+    pub(crate) fn error(&self, kind: ErrorKind, message: impl Into<String>) -> Error {
+        Error::new(kind, self.shared.origin, message)
+    }
+
+    /// A submit that the remote may have accepted, and nobody can tell.
+    pub(crate) fn lost(&self, what: &str) -> Error {
+        self.error(ErrorKind::OutcomeUnknown, format!("{what}, so the outcome is unknown"))
+    }
+
+    /// The URL of a link that the remote answered, if it leads nowhere else than to the API
+    /// itself: only there may the key go.
+    pub(crate) fn own(&self, link: &str) -> Option<Url> {
+        Url::parse(link)
+            .ok()
+            .filter(|url| url.origin() == self.base.origin() && url.username().is_empty() && url.password().is_none())
+    }
+
+    fn credential(&self) -> Option<(HeaderName, HeaderValue)> {
+        self.shared.credential.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Without key and headers, and without more of the URL than its origin.
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("origin", &self.shared.origin)
+            .field("base", &self.base.origin().ascii_serialization())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
