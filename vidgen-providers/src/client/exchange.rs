@@ -151,7 +151,10 @@ impl Client {
             return Err(self.error(ErrorKind::Unsupported, "files go to other hosts by POST only"));
         }
         let (headers, body) = self.encoded(call).await?;
-        let url = self.shared.guard.check(&link)?;
+        // A link that may not be called is the remote's fault, and no bad field of the request's.
+        let refused =
+            |e: Error| self.error(ErrorKind::Unavailable, "the upload leads where nobody may call").with_source(e);
+        let url = self.shared.guard.check(&link).map_err(refused)?;
         let limits = CallLimits::WEBHOOK.with_total(PREPARE_TIMEOUT);
         let answer = self.shared.guard.post(&url, headers, body, limits).await?;
         if !(200..300).contains(&answer.status) {

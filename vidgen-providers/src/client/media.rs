@@ -53,7 +53,8 @@ impl Client {
     /// grows past the limit, and `Unavailable` where it breaks off.
     pub(crate) async fn open(&self, url: &str, limits: DownloadLimits) -> Result<Body> {
         if let Some(body) = from_data_url(url) {
-            return body;
+            let fits = |body: &Body| body.length().is_some_and(|length| length <= limits.bytes);
+            return body.and_then(|body| if fits(&body) { Ok(body) } else { Err(self.too_long(limits.bytes)) });
         }
         if self.own(url).is_some() {
             self.open_call(Call::link(url), limits).await
