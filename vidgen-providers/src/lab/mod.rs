@@ -34,6 +34,7 @@ mod outputs;
 mod play;
 mod remote;
 mod replicate;
+mod run;
 mod server;
 mod world;
 
@@ -51,6 +52,7 @@ pub use ledger::{Accepted, Asked, Class, Delivery, Field, Seen};
 pub use play::{Answer, Course, Ends, Failure, Looks, OnCancel, Play, Refusal, Serving};
 pub use remote::{Remote, Retries, Signed, has_key, json, standard_webhook, typed, whole_seconds, with_header};
 pub use replicate::{Replicate, replicate};
+
 pub use world::{Phase, Run, Stopped, Upload, Wish, World};
 
 /// How many connections may wait to be accepted.
@@ -191,6 +193,17 @@ impl Lab {
         }
     }
 
+    /// Refuses what is more than so many live runs at once; `None`: takes any number.
+    pub fn capacity(&self, runs: impl Into<Option<usize>>) {
+        self.world.lock().capacity = runs.into();
+    }
+
+    /// How many runs were live at once, at most.
+    #[must_use]
+    pub fn most_live(&self) -> usize {
+        self.world.lock().most_live
+    }
+
     /// Forgets all runs, as a remote that keeps them in memory does when it restarts. The ledger
     /// of what it bills for stays.
     pub fn forget_runs(&self) {
@@ -243,6 +256,12 @@ impl Lab {
     #[must_use]
     pub fn cancels(&self) -> Vec<String> {
         self.world.lock().cancels.clone()
+    }
+
+    /// The files that were handed over, in order.
+    #[must_use]
+    pub fn uploads(&self) -> Vec<Upload> {
+        self.world.lock().uploads.clone()
     }
 
     /// The runs that it has, oldest first. No look is counted.

@@ -1,5 +1,7 @@
 //! The lab itself: that each fault really fires, and that its ledger counts.
 
+mod film;
+
 use std::time::Duration;
 
 use reqwest::{Client, Response};
