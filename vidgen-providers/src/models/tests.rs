@@ -9,8 +9,12 @@ use super::*;
 
 /// Every table that is built in.
 const TABLES: &[(&str, &str)] = &[
+    #[cfg(feature = "elevenlabs")]
+    ("elevenlabs", include_str!("elevenlabs.toml")),
     #[cfg(feature = "replicate")]
     ("replicate", include_str!("replicate.toml")),
+    #[cfg(feature = "runway")]
+    ("runway", include_str!("runway.toml")),
 ];
 
 const CLIP: &str = r#"
