@@ -9,6 +9,11 @@
 )]
 
 #[cfg(feature = "lab")]
+#[allow(dead_code, reason = "some providers' tests use it")]
+mod answers;
+#[cfg(all(feature = "lab", feature = "elevenlabs"))]
+mod elevenlabs;
+#[cfg(feature = "lab")]
 mod lab;
 #[cfg(feature = "local")]
 mod local;
