@@ -13,4 +13,5 @@
 mod pipeline;
 mod provider;
 mod queue;
+mod silence;
 mod survival;
