@@ -7,7 +7,8 @@ use vidgen_core::{Callback, SubmissionId};
 
 use super::ledger::Delivery;
 use super::remote::Signed;
-use super::world::{Run, World};
+use super::run::Run;
+use super::world::World;
 
 /// A receiver on the same machine that takes longer than this takes for ever.
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -26,6 +26,7 @@
 #![allow(clippy::result_large_err, reason = "a route answers with a response either way")]
 
 mod callbacks;
+mod fal;
 mod faults;
 pub mod film;
 pub mod kit;
@@ -34,6 +35,7 @@ mod outputs;
 mod play;
 mod remote;
 mod replicate;
+mod run;
 mod server;
 mod world;
 
@@ -46,6 +48,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use vidgen_core::{Callback, Clock, StepKind, SubmissionId};
 
+pub use fal::{Fal, fal};
 pub use faults::{Faults, Outage, Rates};
 pub use ledger::{Accepted, Asked, Class, Delivery, Field, Seen};
 pub use play::{Answer, Course, Ends, Failure, Looks, OnCancel, Play, Refusal, Serving};
@@ -191,6 +194,17 @@ impl Lab {
         }
     }
 
+    /// Refuses what is more than so many live runs at once; `None`: takes any number.
+    pub fn capacity(&self, runs: impl Into<Option<usize>>) {
+        self.world.lock().capacity = runs.into();
+    }
+
+    /// How many runs were live at once, at most.
+    #[must_use]
+    pub fn most_live(&self) -> usize {
+        self.world.lock().most_live
+    }
+
     /// Forgets all runs, as a remote that keeps them in memory does when it restarts. The ledger
     /// of what it bills for stays.
     pub fn forget_runs(&self) {
@@ -243,6 +257,12 @@ impl Lab {
     #[must_use]
     pub fn cancels(&self) -> Vec<String> {
         self.world.lock().cancels.clone()
+    }
+
+    /// The files that were handed over, in order.
+    #[must_use]
+    pub fn uploads(&self) -> Vec<Upload> {
+        self.world.lock().uploads.clone()
     }
 
     /// The runs that it has, oldest first. No look is counted.

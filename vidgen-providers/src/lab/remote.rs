@@ -14,7 +14,8 @@ use serde_json::Value;
 
 use super::ledger::{Class, Seen};
 use super::play::Refusal;
-use super::world::{Run, World};
+use super::run::Run;
+use super::world::World;
 
 /// A remote that the lab can play: its routes, its words, its signatures. What is the same for all
 /// of them (who is let in, what was bought, faults, outputs, calling back) is the lab's.
@@ -56,6 +57,11 @@ pub trait Remote: Send + Sync + 'static {
         None
     }
 
+    /// How long outputs are there after the end, by the remote's clock, if not for ever.
+    fn output_life(&self) -> Option<Duration> {
+        None
+    }
+
     /// How often it tries to call back, and from which pause on; shortened to what a test can wait for.
     fn retries(&self) -> Retries {
         Retries::default()
@@ -86,6 +92,9 @@ impl Remote for Box<dyn Remote> {
     }
     fn callback(&self, world: &World, run: &Run) -> Option<Signed> {
         (**self).callback(world, run)
+    }
+    fn output_life(&self) -> Option<Duration> {
+        (**self).output_life()
     }
     fn retries(&self) -> Retries {
         (**self).retries()
