@@ -63,6 +63,18 @@ impl Client {
         }
     }
 
+    /// The same without the key, wherever it lies: where all outputs are open to whoever has their
+    /// URL, and those who write a model choose the URLs.
+    ///
+    /// # Errors
+    /// As [`Client::open`].
+    pub(crate) async fn open_without_key(&self, url: &str, limits: DownloadLimits) -> Result<Body> {
+        match from_data_url(url) {
+            Some(body) => body,
+            None => self.elsewhere(url, limits).await,
+        }
+    }
+
     /// Streams what a call to the API answers, or what it redirects to.
     ///
     /// # Errors
