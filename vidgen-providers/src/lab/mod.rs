@@ -26,6 +26,7 @@
 #![allow(clippy::result_large_err, reason = "a route answers with a response either way")]
 
 mod callbacks;
+mod fal;
 mod faults;
 pub mod film;
 pub mod kit;
@@ -47,12 +48,12 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use vidgen_core::{Callback, Clock, StepKind, SubmissionId};
 
+pub use fal::{Fal, fal};
 pub use faults::{Faults, Outage, Rates};
 pub use ledger::{Accepted, Asked, Class, Delivery, Field, Seen};
 pub use play::{Answer, Course, Ends, Failure, Looks, OnCancel, Play, Refusal, Serving};
 pub use remote::{Remote, Retries, Signed, has_key, json, standard_webhook, typed, whole_seconds, with_header};
 pub use replicate::{Replicate, replicate};
-
 pub use world::{Phase, Run, Stopped, Upload, Wish, World};
 
 /// How many connections may wait to be accepted.
