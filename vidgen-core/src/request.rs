@@ -50,6 +50,9 @@ pub struct JobRequest {
     /// An image to start from that already lies in the host's store; skips the image step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<MediaKey>,
+    /// An image to start from that anybody can fetch; skips the image step, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_url: Option<String>,
     /// In which voice, by the speech provider's own name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub voice: Option<String>,
@@ -165,6 +168,13 @@ impl JobRequest {
         self
     }
 
+    /// Starts from an image that anybody can fetch.
+    #[must_use]
+    pub fn with_image_url(mut self, url: impl Into<String>) -> Self {
+        self.image_url = Some(url.into());
+        self
+    }
+
     /// Finds every bad field.
     #[must_use]
     pub fn problems(&self, rules: &RequestRules) -> Vec<FieldError> {
@@ -203,6 +213,14 @@ impl JobRequest {
                 _ if url.len() > 2048 => say("webhook_url", "must be at most 2048 characters".into()),
                 Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {}
                 _ => say("webhook_url", "must be an http or https URL".into()),
+            }
+        }
+        if let Some(url) = &self.image_url {
+            match Url::parse(url) {
+                _ if url.len() > 2048 => say("image_url", "must be at most 2048 characters".into()),
+                _ if self.image.is_some() => say("image_url", "must not be given beside image".into()),
+                Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {}
+                _ => say("image_url", "must be an https URL".into()),
             }
         }
         if let Some(duration) = self.duration
@@ -343,6 +361,7 @@ mod tests {
         let mut request = JobRequest::new("canary").with_script("canary").with_webhook_url("https://canary.example");
         request.negative_prompt = Some("canary".into());
         request.style = Some("canary".into());
+        request.image_url = Some("https://canary.example".into());
         request.metadata.insert("canary".into(), "canary".into());
         assert!(!format!("{request:?}").contains("canary"));
     }

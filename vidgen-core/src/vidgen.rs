@@ -1,26 +1,27 @@
 //! The handle a host holds.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_lc_rs::digest;
 use serde_json::json;
-use tokio::sync::Semaphore;
 use url::Url;
 
 use crate::callbacks::Callbacks;
 use crate::clock::{Clock, SystemClock, later};
 use crate::error::{Error, ErrorKind, FieldError, Result};
-use crate::job::{Job, JobFilter, JobId, JobOutput, JobState, Page};
+use crate::job::{Job, JobFilter, JobId, JobOutput, JobState, Page, StepKind};
 use crate::media::{MediaInfo, MediaKey};
 use crate::money::{Quote, UsageFilter, UsageReport};
 use crate::notifier::{DeliveryFilter, DeliveryRecord, EventId, NewEvent, Notifier};
+use crate::pipeline::places::Places;
 use crate::pipeline::plan::plan;
 use crate::pipeline::route::{Breakers, ProviderProblem};
 
-use crate::pipeline::{Pipeline, Plan, Timing};
-use crate::provider::{Provider, ProviderId};
+use crate::pipeline::{Pipeline, Plan, Route, Timing};
+use crate::provider::{ImageUrls, ModelId, Provider, ProviderId};
 use crate::queue::{DEFAULT_PRIORITY, Enqueued, Idempotency, NewJob, Queue, QueueStats, Retention, Verdict};
 use crate::request::{JobRequest, RequestRules};
 use crate::status::{JobStatus, MediaLinks, StatusOutput};
@@ -44,6 +45,7 @@ pub(crate) struct Inner {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) notifier: Option<Arc<dyn Notifier>>,
     pub(crate) links: Option<Arc<dyn MediaLinks>>,
+    pub(crate) images: Option<Arc<dyn ImageUrls>>,
     pub(crate) pipelines: Vec<Pipeline>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) rules: RequestRules,
@@ -53,7 +55,7 @@ pub(crate) struct Inner {
     pub(crate) breakers: Breakers,
     pub(crate) callbacks: Option<Callbacks>,
     /// The places for live runs of each credential that has a limit.
-    places: Mutex<HashMap<ProviderId, Arc<Semaphore>>>,
+    places: Mutex<HashMap<ProviderId, Arc<Places>>>,
 }
 
 /// What goes with a create beside the request.
@@ -153,10 +155,10 @@ impl Vidgen {
     pub fn problems(&self, request: &JobRequest) -> Vec<FieldError> {
         let mut bad = request.problems(&self.inner.rules);
         let mut also = Vec::new();
-        match self.pipeline(request.pipeline.as_deref()) {
+        match self.pipeline(request) {
             Err(e) => also.extend_from_slice(e.fields()),
             Ok(_) if request.image.is_some() => {}
-            Ok(pipeline) => also.extend(plan(request, pipeline, None).err().iter().flat_map(Error::fields).cloned()),
+            Ok(pipeline) => also.extend(plan(request, &pipeline, None).err().iter().flat_map(Error::fields).cloned()),
         }
         also.extend(self.accepts(request).err().iter().flat_map(Error::fields).cloned());
         also.retain(|problem| !bad.iter().any(|b| b.field == problem.field));
@@ -174,7 +176,7 @@ impl Vidgen {
 
     async fn plan(&self, request: &JobRequest) -> Result<Plan> {
         request.validate(&self.inner.rules)?;
-        let pipeline = self.pipeline(request.pipeline.as_deref())?;
+        let pipeline = self.pipeline(request)?;
         let image = match &request.image {
             None => None,
             Some(key) => {
@@ -193,7 +195,7 @@ impl Vidgen {
                 })
             }
         };
-        plan(request, pipeline, image)
+        plan(request, &pipeline, image)
     }
 
     /// The provider of that name in any pipeline.
@@ -209,15 +211,20 @@ impl Vidgen {
         self.inner.breakers.problems()
     }
 
-    fn pipeline(&self, name: Option<&str>) -> Result<&Pipeline> {
-        let found = match name {
+    fn pipeline(&self, request: &JobRequest) -> Result<Cow<'_, Pipeline>> {
+        let found = match request.pipeline.as_deref() {
             None => self.inner.pipelines.first(),
             Some(name) => self.inner.pipelines.iter().find(|p| p.name() == name),
         };
-        found.ok_or_else(|| {
+        let pipeline = found.ok_or_else(|| {
             let names: Vec<&str> = self.inner.pipelines.iter().map(Pipeline::name).collect();
             Error::invalid_field("pipeline", format!("must be one of {}", names.join(", ")))
-        })
+        })?;
+        let Some(url) = &request.image_url else { return Ok(Cow::Borrowed(pipeline)) };
+        let none = || Error::invalid_field("image_url", "images cannot be fetched here");
+        let images = self.inner.images.as_ref().ok_or_else(none)?;
+        images.accepts(url).map_err(|e| renamed(&e, "image_url"))?;
+        Ok(Cow::Owned(pipeline.with_images_from(images)))
     }
 
     /// One job.
@@ -369,14 +376,19 @@ impl Vidgen {
 impl Inner {
     /// The places for live runs at a provider, if its credential has a limit. Of this process:
     /// several of them share an account by dividing the limit.
-    pub(crate) fn places(&self, provider: &dyn Provider) -> Option<Arc<Semaphore>> {
+    pub(crate) fn places(&self, provider: &dyn Provider) -> Option<Arc<Places>> {
         let limit = provider.capabilities().max_live?;
         let mut all = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(all.entry(provider.id()).or_insert_with(|| Arc::new(Semaphore::new(limit))).clone())
+        Some(all.entry(provider.id()).or_insert_with(|| Places::new(limit)).clone())
     }
 
-    pub(crate) fn pipeline_named(&self, name: &str) -> Option<&Pipeline> {
-        self.pipelines.iter().find(|p| p.name() == name)
+    /// The route that a job's plan names, if this host still has it.
+    pub(crate) fn route(&self, job: &Job, step: StepKind, provider: &ProviderId, model: &ModelId) -> Option<Route> {
+        if let (StepKind::Image, Some(_), Some(images)) = (step, &job.request.image_url, &self.images) {
+            return Some(Route::new(images.clone())).filter(|_| images.id() == *provider);
+        }
+        let pipeline = self.pipelines.iter().find(|p| p.name() == job.plan.pipeline)?;
+        pipeline.route(step, provider, model).cloned()
     }
 
     async fn link(&self, tenant: &TenantId, key: &MediaKey, life: Duration) -> Result<Option<Url>> {
@@ -460,6 +472,7 @@ pub struct VidgenBuilder {
     store: Option<Arc<dyn Store>>,
     notifier: Option<Arc<dyn Notifier>>,
     links: Option<Arc<dyn MediaLinks>>,
+    images: Option<Arc<dyn ImageUrls>>,
     pipelines: Vec<Pipeline>,
     clock: Option<Arc<dyn Clock>>,
     rules: RequestRules,
@@ -495,6 +508,13 @@ impl VidgenBuilder {
     #[must_use]
     pub fn media_links(mut self, links: impl MediaLinks) -> Self {
         self.links = Some(Arc::new(links));
+        self
+    }
+
+    /// Who fetches the images that requests name by `image_url`. Without one, they are refused.
+    #[must_use]
+    pub fn image_urls(mut self, images: impl ImageUrls) -> Self {
+        self.images = Some(Arc::new(images));
         self
     }
 
@@ -574,6 +594,7 @@ impl VidgenBuilder {
                 store: self.store.ok_or_else(|| missing("store"))?,
                 notifier: self.notifier,
                 links: self.links,
+                images: self.images,
                 pipelines,
                 clock: self.clock.unwrap_or_else(|| Arc::new(SystemClock::new())),
                 rules: self.rules,

@@ -120,6 +120,7 @@ fields! {
     Seed = "seed",
     Style = "style",
     NegativePrompt = "negative_prompt",
+    ImageUrl = "image_url",
     Voice = "voice",
     Metadata = "metadata",
 }
@@ -193,6 +194,7 @@ impl Fields {
         request.seed = typed.whole(Field::Seed);
         request.style = typed.text(Field::Style);
         request.negative_prompt = typed.text(Field::NegativePrompt);
+        request.image_url = typed.text(Field::ImageUrl);
         request.voice = typed.text(Field::Voice);
         request.metadata = typed.object(Field::Metadata);
         (request, typed.bad)

@@ -5,7 +5,13 @@
 #[allow(unused, reason = "each provider uses its part of it")]
 mod client;
 #[cfg(feature = "_http")]
+#[allow(unused, reason = "each provider uses its part of it")]
 pub mod models;
+
+#[cfg(feature = "elevenlabs")]
+pub mod elevenlabs;
+#[cfg(feature = "runway")]
+pub mod runway;
 
 #[cfg(feature = "lab")]
 pub mod lab;

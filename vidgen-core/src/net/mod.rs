@@ -9,10 +9,12 @@
 mod address;
 mod download;
 mod guard;
+mod images;
 mod resolve;
 mod url;
 
 pub use download::{Download, DownloadLimits};
 pub use guard::{Answer, CallLimits, Guard, GuardBuilder};
+pub use images::UrlImages;
 pub use resolve::{Resolve, SystemResolver};
 pub use url::CheckedUrl;

@@ -2,6 +2,7 @@
 
 mod fetch;
 mod follow;
+pub(crate) mod places;
 pub mod plan;
 mod progress;
 pub mod route;
@@ -19,7 +20,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::job::StepKind;
 use crate::money::Price;
-use crate::provider::{Model, ModelId, Provider, ProviderId};
+use crate::provider::{ImageUrls, Model, ModelId, Provider, ProviderId};
 
 pub use plan::{Plan, PlannedRoute, PlannedStep};
 pub use step::Timing;
@@ -136,6 +137,15 @@ impl Pipeline {
 
     pub(crate) fn providers(&self) -> impl Iterator<Item = &Arc<dyn Provider>> {
         self.steps.iter().flat_map(|s| &s.routes).map(|r| &r.provider)
+    }
+
+    /// The same, with every image fetched by `images`.
+    pub(crate) fn with_images_from(&self, images: &Arc<dyn ImageUrls>) -> Self {
+        let mut pipeline = self.clone();
+        pipeline.steps.retain(|step| step.kind != StepKind::Image);
+        let routes = vec![Route::new(images.clone())];
+        pipeline.steps.insert(0, PipelineStep { kind: StepKind::Image, routes, optional: false });
+        pipeline
     }
 
     pub(crate) fn find(&self, kind: StepKind) -> Option<&PipelineStep> {

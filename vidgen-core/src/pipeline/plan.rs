@@ -160,7 +160,7 @@ pub fn plan(request: &JobRequest, pipeline: &Pipeline, image: Option<MediaInfo>)
             size,
             duration: request.duration,
             has_image,
-            brought_image: image.is_some(),
+            brought_image: image.is_some() || request.image_url.is_some(),
             text: match kind {
                 StepKind::Speech => ("script", request.spoken().unwrap_or_default()),
                 _ => ("prompt", &request.prompt),

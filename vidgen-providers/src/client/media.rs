@@ -1,5 +1,7 @@
 //! Files: those that go to a remote, and those that it made.
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -20,13 +22,10 @@ const MAX_HOPS: usize = 3;
 /// The bytes of an image that is to go out with a submit, or before it.
 ///
 /// # Errors
-/// `Unavailable` if the store does not give it out: nothing was bought.
+/// Each kind says that nothing was bought.
 pub(crate) async fn image_bytes(image: &MediaInput) -> Result<Bytes> {
     let body = async { image.open().await?.read(MAX_IMAGE).await };
-    body.await.map_err(|e| match e.kind() {
-        ErrorKind::Media => e,
-        _ => Error::new(ErrorKind::Unavailable, "store", "the image cannot be read").with_source(e),
-    })
+    body.await.map_err(|e| Error::new(ErrorKind::Unavailable, "store", "the image cannot be read").with_source(e))
 }
 
 /// A data URL of a file (RFC 2397).
@@ -54,12 +53,25 @@ impl Client {
     /// grows past the limit, and `Unavailable` where it breaks off.
     pub(crate) async fn open(&self, url: &str, limits: DownloadLimits) -> Result<Body> {
         if let Some(body) = from_data_url(url) {
-            return body;
+            let fits = |body: &Body| body.length().is_some_and(|length| length <= limits.bytes);
+            return body.and_then(|body| if fits(&body) { Ok(body) } else { Err(self.too_long(limits.bytes)) });
         }
         if self.own(url).is_some() {
             self.open_call(Call::link(url), limits).await
         } else {
             self.elsewhere(url, limits).await
+        }
+    }
+
+    /// The same without the key, wherever it lies: where all outputs are open to whoever has their
+    /// URL, and those who write a model choose the URLs.
+    ///
+    /// # Errors
+    /// As [`Client::open`].
+    pub(crate) async fn open_without_key(&self, url: &str, limits: DownloadLimits) -> Result<Body> {
+        match from_data_url(url) {
+            Some(body) => body,
+            None => self.elsewhere(url, limits).await,
         }
     }
 
@@ -127,6 +139,13 @@ impl Client {
         self.error(ErrorKind::Media, format!("the output is longer than {limit} bytes"))
     }
 
+    /// A link to an image that the remote can fetch for `life`, if the host's store makes such ones.
+    pub(crate) async fn public_link(&self, image: &MediaInput, life: Duration) -> Option<String> {
+        let link = image.link(life).await.ok().flatten()?;
+        // One that a remote is no use with, or that its own rules refuse, is none.
+        (link.scheme() == "https" || self.base.scheme() == "http").then(|| link.into())
+    }
+
     /// Where the answer to a submit shall be kept; asked for before the submit.
     ///
     /// # Errors
@@ -135,11 +154,14 @@ impl Client {
         options.spool.as_ref().ok_or_else(|| self.error(ErrorKind::Internal, "there is nowhere to keep the answer"))
     }
 
-    /// Keeps the answer to a submit. Where that fails, something may have been bought and is lost.
+    /// Keeps the answer to a submit, as long as speech may be. Where that fails, something may have
+    /// been bought and is lost.
     ///
     /// # Errors
     /// `OutcomeUnknown`, whatever the cause.
     pub(crate) async fn keep(&self, spool: &Spool, body: Body) -> Result<Output> {
+        let length = body.length();
+        let body = Body::new(self.clone().counted(body, DownloadLimits::SPEECH.bytes), length);
         spool.keep(body).await.map_err(|e| self.lost("the answer could not be kept").with_source(e))
     }
 }

@@ -23,12 +23,14 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::SecretString;
 use url::Url;
 use vidgen_core::net::Guard;
-use vidgen_core::{Error, ErrorKind, Result};
+use vidgen_core::{Capabilities, Error, ErrorKind, Result};
+
+use crate::models::ModelTable;
 
 pub(crate) use call::{Call, Part};
 pub(crate) use exchange::Answer;
 pub(crate) use media::{data_url, image_bytes};
-pub(crate) use quote::quotable;
+pub(crate) use quote::{quotable, strings};
 pub(crate) use refusal::{Refusal, Verdict};
 pub(crate) use settings::{Auth, ClientBuilder, shared_settings};
 pub(crate) use standard_webhooks::WebhookSecrets;
@@ -51,6 +53,7 @@ struct Shared {
     headers: HeaderMap,
     submit_timeout: Duration,
     read_timeout: Duration,
+    max_live: Option<usize>,
     judge: fn(&Refusal) -> Verdict,
 }
 
@@ -64,10 +67,17 @@ impl Client {
         Ok(Self { base: settings::base_url(base)?, shared: self.shared.clone() })
     }
 
-    /// How long the answer to a submit is waited for; a provider declares the same in its
-    /// capabilities.
-    pub(crate) fn submit_timeout(&self) -> Duration {
-        self.shared.submit_timeout
+    /// What a provider with these models can do, as far as that is the same for all: the rest is
+    /// added to it.
+    pub(crate) fn capabilities(&self, models: &ModelTable) -> Capabilities {
+        let models = models.entries().iter().map(|entry| entry.model().clone()).collect();
+        // The pipeline's patience is for all that a submit does.
+        let capabilities =
+            Capabilities::new(models).with_submit_timeout(self.shared.submit_timeout + exchange::PREPARE_TIMEOUT);
+        match self.shared.max_live {
+            Some(runs) => capabilities.with_max_live(runs),
+            None => capabilities,
+        }
     }
 
     /// Uses another key from now on (reliability C5).
@@ -78,6 +88,16 @@ impl Client {
         let credential = self.shared.auth.credential(Some(key))?;
         *self.shared.credential.write().unwrap_or_else(PoisonError::into_inner) = credential;
         Ok(())
+    }
+
+    /// Where the API is.
+    pub(crate) fn base(&self) -> &Url {
+        &self.base
+    }
+
+    /// Whether the API is spoken to without TLS: a lab, or a server of the host's own.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.base.scheme() == "http"
     }
 
     /// An error of this provider's.

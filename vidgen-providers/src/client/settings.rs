@@ -72,6 +72,7 @@ pub(crate) struct ClientBuilder {
     allowed: Vec<SocketAddr>,
     submit_timeout: Duration,
     read_timeout: Duration,
+    max_live: Option<usize>,
     judge: fn(&Refusal) -> Verdict,
 }
 
@@ -88,6 +89,7 @@ impl ClientBuilder {
             allowed: Vec::new(),
             submit_timeout: SUBMIT_TIMEOUT,
             read_timeout: READ_TIMEOUT,
+            max_live: None,
             judge: |_| Verdict::default(),
         }
     }
@@ -130,6 +132,11 @@ impl ClientBuilder {
         self
     }
 
+    pub(crate) fn with_max_live(mut self, runs: usize) -> Self {
+        self.max_live = Some(runs);
+        self
+    }
+
     /// Judges answers that are no 2xx where this API means something of its own by them.
     pub(crate) fn with_judge(mut self, judge: fn(&Refusal) -> Verdict) -> Self {
         self.judge = judge;
@@ -161,6 +168,7 @@ impl ClientBuilder {
                 headers: self.headers,
                 submit_timeout: self.submit_timeout,
                 read_timeout: self.read_timeout,
+                max_live: self.max_live,
                 judge: self.judge,
             }),
         })
@@ -274,6 +282,13 @@ macro_rules! shared_settings {
         #[must_use]
         pub fn with_read_timeout(mut self, timeout: std::time::Duration) -> Self {
             self.client = self.client.with_read_timeout(timeout);
+            self
+        }
+
+        /// Sets how many runs may be live at once under this key; more of them wait their turn.
+        #[must_use]
+        pub fn with_max_live(mut self, runs: usize) -> Self {
+            self.client = self.client.with_max_live(runs);
             self
         }
 

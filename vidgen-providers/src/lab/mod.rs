@@ -26,6 +26,7 @@
 #![allow(clippy::result_large_err, reason = "a route answers with a response either way")]
 
 mod callbacks;
+mod elevenlabs;
 mod fal;
 mod faults;
 pub mod film;
@@ -48,6 +49,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use vidgen_core::{Callback, Clock, StepKind, SubmissionId};
 
+pub use elevenlabs::{ElevenLabs, elevenlabs};
 pub use fal::{Fal, fal};
 pub use faults::{Faults, Outage, Rates};
 pub use ledger::{Accepted, Asked, Class, Delivery, Field, Seen};

@@ -9,6 +9,16 @@
 )]
 
 #[cfg(feature = "lab")]
+#[allow(dead_code, reason = "some providers' tests use it")]
+mod answers;
+#[cfg(all(feature = "lab", feature = "elevenlabs"))]
+mod elevenlabs;
+#[cfg(feature = "lab")]
 mod lab;
 #[cfg(feature = "local")]
 mod local;
+#[cfg(feature = "lab")]
+#[allow(dead_code, reason = "each provider's tests use a part of it")]
+mod remote;
+#[cfg(all(feature = "lab", feature = "replicate"))]
+mod replicate;
