@@ -9,6 +9,8 @@ use super::*;
 
 /// Every table that is built in.
 const TABLES: &[(&str, &str)] = &[
+    #[cfg(feature = "fal")]
+    ("fal", include_str!("fal.toml")),
     #[cfg(feature = "replicate")]
     ("replicate", include_str!("replicate.toml")),
 ];
