@@ -13,6 +13,8 @@ pub mod elevenlabs;
 #[cfg(feature = "runway")]
 pub mod runway;
 
+#[cfg(feature = "fal")]
+pub mod fal;
 #[cfg(feature = "lab")]
 pub mod lab;
 #[cfg(feature = "local")]
