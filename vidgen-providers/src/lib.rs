@@ -10,9 +10,6 @@ pub mod models;
 
 #[cfg(feature = "elevenlabs")]
 pub mod elevenlabs;
-#[cfg(feature = "runway")]
-pub mod runway;
-
 #[cfg(feature = "fal")]
 pub mod fal;
 #[cfg(feature = "lab")]
@@ -21,3 +18,5 @@ pub mod lab;
 pub mod local;
 #[cfg(feature = "replicate")]
 pub mod replicate;
+#[cfg(feature = "runway")]
+pub mod runway;

@@ -9,13 +9,10 @@ use super::*;
 
 /// Every table that is built in.
 const TABLES: &[(&str, &str)] = &[
-<<<<<<< HEAD
     #[cfg(feature = "elevenlabs")]
     ("elevenlabs", include_str!("elevenlabs.toml")),
-=======
     #[cfg(feature = "fal")]
     ("fal", include_str!("fal.toml")),
->>>>>>> fal
     #[cfg(feature = "replicate")]
     ("replicate", include_str!("replicate.toml")),
     #[cfg(feature = "runway")]
