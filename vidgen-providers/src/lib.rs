@@ -5,11 +5,14 @@
 #[allow(unused, reason = "each provider uses its part of it")]
 mod client;
 #[cfg(feature = "_http")]
+#[allow(dead_code, reason = "each provider uses its part of it")]
 pub mod models;
 
 #[cfg(feature = "lab")]
 pub mod lab;
 #[cfg(feature = "local")]
 pub mod local;
+#[cfg(feature = "openai")]
+pub mod openai;
 #[cfg(feature = "replicate")]
 pub mod replicate;

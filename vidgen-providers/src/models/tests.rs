@@ -9,6 +9,12 @@ use super::*;
 
 /// Every table that is built in.
 const TABLES: &[(&str, &str)] = &[
+    #[cfg(feature = "openai")]
+    ("openai", include_str!("openai.toml")),
+    #[cfg(feature = "openai")]
+    ("openai-vllm", include_str!("openai-vllm.toml")),
+    #[cfg(feature = "openai")]
+    ("openai-sglang", include_str!("openai-sglang.toml")),
     #[cfg(feature = "replicate")]
     ("replicate", include_str!("replicate.toml")),
 ];

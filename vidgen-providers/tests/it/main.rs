@@ -12,6 +12,8 @@
 mod lab;
 #[cfg(feature = "local")]
 mod local;
+#[cfg(all(feature = "lab", feature = "openai"))]
+mod openai;
 #[cfg(feature = "lab")]
 #[allow(dead_code, reason = "each provider's tests use a part of it")]
 mod remote;
