@@ -16,6 +16,8 @@ pub mod fal;
 pub mod lab;
 #[cfg(feature = "local")]
 pub mod local;
+#[cfg(feature = "openai")]
+pub mod openai;
 #[cfg(feature = "replicate")]
 pub mod replicate;
 #[cfg(feature = "runway")]

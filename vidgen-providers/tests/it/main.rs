@@ -19,6 +19,8 @@ mod elevenlabs;
 mod lab;
 #[cfg(feature = "local")]
 mod local;
+#[cfg(all(feature = "lab", feature = "openai"))]
+mod openai;
 #[cfg(feature = "lab")]
 #[allow(dead_code, reason = "each provider's tests use a part of it")]
 mod remote;
