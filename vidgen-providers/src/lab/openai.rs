@@ -418,9 +418,7 @@ impl OpenAi {
 /// Buys what ends with its answer.
 fn bought(world: &World, seen: &Seen, wish: Wish) -> Result<Run, Response> {
     let run = world.buy(seen, wish)?;
-    if let Some(submission) = &run.submission {
-        world.finish(submission);
-    }
+    world.finish(|other| other.id == run.id);
     match run.play.course {
         super::play::Course::Moderated(ref reason) => Err(world.refuse(&Refusal::Moderated(reason.clone()))),
         _ => Ok(run),
