@@ -7,6 +7,8 @@ mod client;
 #[cfg(feature = "_http")]
 pub mod models;
 
+#[cfg(feature = "cog")]
+pub mod cog;
 #[cfg(feature = "lab")]
 pub mod lab;
 #[cfg(feature = "local")]

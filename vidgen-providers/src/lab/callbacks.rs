@@ -65,23 +65,18 @@ impl World {
     pub(super) async fn send(&self, run: &Run) -> Option<u16> {
         let url = run.callback.clone()?;
         let signed = self.0.remote.callback(self, run)?;
-        // Tests name receivers that do not exist, and nobody else's is to be called.
-        let here = url.host().is_some_and(|host| match host {
-            url::Host::Ipv4(ip) => ip.is_loopback(),
-            url::Host::Ipv6(ip) => ip.is_loopback(),
-            url::Host::Domain(_) => false,
-        });
-        let status = if here {
-            let mut request = self.0.http.post(url).body(signed.body);
-            for (name, value) in signed.headers {
-                request = request.header(name, value);
-            }
-            request.send().await.ok().map(|response| response.status().as_u16())
-        } else {
-            None
-        };
+        let status = self.post(url, signed).await;
         self.lock().deliveries.push(Delivery { remote_id: run.id.clone(), status });
         status
+    }
+
+    /// Posts to a receiver on this machine; answers its status.
+    pub(super) async fn post(&self, url: url::Url, signed: Signed) -> Option<u16> {
+        let mut request = self.0.http.post(local(url)?).body(signed.body);
+        for (name, value) in signed.headers {
+            request = request.header(name, value);
+        }
+        request.send().await.ok().map(|response| response.status().as_u16())
     }
 
     /// What is sent about a submission whose run ended, without sending it.
@@ -95,4 +90,14 @@ impl World {
         let Signed { headers, body } = self.0.remote.callback(self, &run).filter(|_| run.ended())?;
         Some(Callback::new(headers, body, self.now()))
     }
+}
+
+/// Tests name receivers that do not exist, and nobody else's is to be called.
+fn local(url: url::Url) -> Option<url::Url> {
+    let here = url.host().is_some_and(|host| match host {
+        url::Host::Ipv4(ip) => ip.is_loopback(),
+        url::Host::Ipv6(ip) => ip.is_loopback(),
+        url::Host::Domain(_) => false,
+    });
+    here.then_some(url)
 }
