@@ -8,6 +8,8 @@ mod client;
 #[allow(unused, reason = "each provider uses its part of it")]
 pub mod models;
 
+#[cfg(feature = "cog")]
+pub mod cog;
 #[cfg(feature = "elevenlabs")]
 pub mod elevenlabs;
 #[cfg(feature = "fal")]

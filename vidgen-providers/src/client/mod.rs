@@ -29,7 +29,7 @@ use crate::models::ModelTable;
 
 pub(crate) use call::{Call, Part};
 pub(crate) use exchange::Answer;
-pub(crate) use media::{data_url, image_bytes};
+pub(crate) use media::{data_url, files, image_bytes};
 pub(crate) use quote::{quotable, strings};
 pub(crate) use refusal::{Refusal, Verdict};
 pub(crate) use settings::{Auth, ClientBuilder, shared_settings};
