@@ -166,7 +166,8 @@ mod tests {
     #[test]
     fn a_wait_is_seconds_milliseconds_or_a_date() {
         let date = ("date", "Wed, 21 Oct 2015 07:27:00 GMT");
-        let cases: [(&[(&str, &str)], Option<u64>); 9] = [
+        type Case<'a> = (&'a [(&'static str, &'static str)], Option<u64>);
+        let cases: [Case<'_>; 9] = [
             (&[("retry-after", "120")], Some(120_000)),
             (&[("retry-after", "1.5")], Some(1500)),
             (&[("retry-after-ms", "250"), ("retry-after", "9")], Some(250)),

@@ -36,6 +36,7 @@ mod play;
 mod remote;
 mod replicate;
 mod run;
+mod runway;
 mod server;
 mod world;
 
@@ -54,6 +55,7 @@ pub use ledger::{Accepted, Asked, Class, Delivery, Field, Seen};
 pub use play::{Answer, Course, Ends, Failure, Looks, OnCancel, Play, Refusal, Serving};
 pub use remote::{Remote, Retries, Signed, has_key, json, standard_webhook, typed, whole_seconds, with_header};
 pub use replicate::{Replicate, replicate};
+pub use runway::{Runway, runway};
 
 pub use world::{Phase, Run, Stopped, Upload, Wish, World};
 

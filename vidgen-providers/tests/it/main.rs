@@ -22,3 +22,5 @@ mod local;
 mod remote;
 #[cfg(all(feature = "lab", feature = "replicate"))]
 mod replicate;
+#[cfg(all(feature = "lab", feature = "runway"))]
+mod runway;
