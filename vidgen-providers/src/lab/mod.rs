@@ -39,6 +39,7 @@ mod play;
 mod remote;
 mod replicate;
 mod run;
+mod runway;
 mod server;
 mod world;
 
@@ -60,6 +61,8 @@ pub use openai::{OpenAi, litellm, openai, sglang, vllm_omni};
 pub use play::{Answer, Course, Ends, Failure, Looks, OnCancel, Play, Refusal, Serving};
 pub use remote::{Remote, Retries, Signed, has_key, json, standard_webhook, typed, whole_seconds, with_header};
 pub use replicate::{Replicate, replicate};
+pub use runway::{Runway, runway};
+
 pub use world::{Phase, Run, Stopped, Upload, Wish, World};
 
 /// How many connections may wait to be accepted.

@@ -28,3 +28,5 @@ mod openai;
 mod remote;
 #[cfg(all(feature = "lab", feature = "replicate"))]
 mod replicate;
+#[cfg(all(feature = "lab", feature = "runway"))]
+mod runway;
