@@ -36,7 +36,7 @@ mod read;
 mod shape;
 
 use serde_json::{Map, Value};
-use vidgen_core::{Capabilities, Error, ErrorKind, Model, ModelId, Price, Result, StepKind};
+use vidgen_core::{Error, ErrorKind, Model, ModelId, Price, Result, StepKind};
 
 pub use fields::FieldMap;
 
@@ -130,11 +130,6 @@ impl ModelTable {
     #[must_use]
     pub fn with_all(self, other: Self) -> Self {
         other.0.into_iter().fold(self, Self::with)
-    }
-
-    /// What a provider with these models can do, as far as that is said by them.
-    pub(crate) fn capabilities(&self) -> Capabilities {
-        Capabilities::new(self.0.iter().map(|entry| entry.model.clone()).collect())
     }
 
     /// The entry for a task, as a provider wants it before any call.

@@ -2,6 +2,7 @@
 
 mod fetch;
 mod follow;
+pub(crate) mod places;
 pub mod plan;
 mod progress;
 pub mod route;

@@ -19,7 +19,7 @@ use crate::clock::{later, until};
 use crate::error::{Error, ErrorKind};
 use crate::job::{Failure, JobId, StepAttempt, StepRecord, StepState, submission_id};
 use crate::money::{Cost, CostBasis, CostEntry, Usage, Usd};
-use crate::pipeline::route::{self, Choice};
+use crate::pipeline::route::{self, Choice, Pause};
 use crate::pipeline::{OnUnknown, PlannedRoute, PlannedStep};
 use crate::provider::{Capabilities, Handle, Lookup, Resubmit, RunFailure, Submission};
 
@@ -92,11 +92,11 @@ pub enum Next {
 /// Judges a record as it stands. `means` are those of the submission that is open; `pause` says
 /// how long a route is to be left alone.
 #[must_use]
-pub fn next(
+pub fn next<P: Into<Pause>>(
     record: &StepRecord,
     step: &PlannedStep,
     means: &Means,
-    pause: impl Fn(&PlannedRoute) -> Duration,
+    pause: impl Fn(&PlannedRoute) -> P,
     timing: &Timing,
     now: Timestamp,
 ) -> Next {
@@ -204,15 +204,15 @@ pub fn after_submit(
         ErrorKind::RateLimited => {
             let wait = error.retry_after().unwrap_or_else(|| route::backoff(1));
             let record = with_attempt(record, submission, error.kind(), error.message(), None, now);
-            Some(after(&record, StepState::Waiting { not_before: later(now, wait) }))
+            Some(aside(record, step, submission, Pause::rate_limit(wait), now))
+        }
+        // The operator's to mend: others may do it meanwhile.
+        ErrorKind::Unauthorized | ErrorKind::OverBudget => {
+            let record = with_attempt(record, submission, error.kind(), error.message(), None, now);
+            Some(aside(record, step, submission, route::backoff(1).into(), now))
         }
         // These say that nothing was bought (rule P8).
-        ErrorKind::NotSent
-        | ErrorKind::Unavailable
-        | ErrorKind::Unauthorized
-        | ErrorKind::OverBudget
-        | ErrorKind::NotFound
-        | ErrorKind::Unsupported => {
+        ErrorKind::NotSent | ErrorKind::Unavailable | ErrorKind::NotFound | ErrorKind::Unsupported => {
             let record = with_attempt(record, submission, error.kind(), error.message(), None, now);
             Some(again(record, step, submission, error.retry_after(), now))
         }
@@ -289,7 +289,12 @@ pub fn after_news(record: &StepRecord, news: &Handle) -> Option<StepRecord> {
 }
 
 /// Until when somebody may still tell what became of a submission.
-fn told_by(submission: &Submission, capabilities: &Capabilities, means: &Means, timing: &Timing) -> Timestamp {
+pub(super) fn told_by(
+    submission: &Submission,
+    capabilities: &Capabilities,
+    means: &Means,
+    timing: &Timing,
+) -> Timestamp {
     let settled = settled_at(submission, capabilities, timing);
     if means.calls_back { later(settled, timing.find_patience) } else { settled }
 }
@@ -465,6 +470,17 @@ fn again(
             wait.unwrap_or_else(|| route::backoff(route::failures(&record, tried)))
         }
         _ => Duration::ZERO,
+    };
+    after(&record, StepState::Waiting { not_before: later(now, delay) })
+}
+
+/// Waits for the next attempt while the route of the last one is left alone for `pause`: at once by
+/// another route, unless that is not worth it.
+fn aside(record: StepRecord, step: &PlannedStep, submission: &Submission, pause: Pause, now: Timestamp) -> StepRecord {
+    let tried = |r: &PlannedRoute| r.provider == submission.provider && r.model == submission.model;
+    let delay = match route::choose(step, &record, |r| if tried(r) { pause } else { Pause::default() }) {
+        Choice::Pause(wait) => wait,
+        Choice::Route(_) | Choice::Exhausted => Duration::ZERO,
     };
     after(&record, StepState::Waiting { not_before: later(now, delay) })
 }

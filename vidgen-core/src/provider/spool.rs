@@ -84,8 +84,7 @@ impl Spool {
     /// # Errors
     /// `NotFound` if it does not.
     pub async fn open(&self, output: &Output) -> Result<Body> {
-        let mine = output.spooled().filter(|key| key.as_str().starts_with(&self.stem));
-        let key = mine.ok_or_else(|| Error::new(ErrorKind::NotFound, "spool", "no such output"))?;
+        let key = self.mine(output).ok_or_else(|| Error::new(ErrorKind::NotFound, "spool", "no such output"))?;
         Ok(self.store.get(key, None).await?.body)
     }
 
@@ -94,10 +93,16 @@ impl Spool {
     /// # Errors
     /// What the store raises.
     pub async fn remove(&self, output: &Output) -> Result<()> {
-        match output.spooled() {
-            Some(key) if key.as_str().starts_with(&self.stem) => self.store.delete(key).await,
-            _ => Ok(()),
+        match self.mine(output) {
+            Some(key) => self.store.delete(key).await,
+            None => Ok(()),
         }
+    }
+
+    /// Where an output lies, if that is in this spool: a remote may name what it likes.
+    fn mine<'a>(&self, output: &'a Output) -> Option<&'a MediaKey> {
+        let rest = |key: &&MediaKey| key.as_str().strip_prefix(&self.stem).is_some_and(|rest| rest.starts_with('-'));
+        output.spooled().filter(rest)
     }
 }
 
@@ -144,10 +149,14 @@ mod tests {
         assert_eq!(found.spooled(), output.spooled());
         let bytes = spool(job, 1).open(&found).await.unwrap().read(10).await.unwrap();
         assert_eq!(bytes, Bytes::from_static(b"paid"));
-        for foreign in [spool(job, 2), spool(other, 1)] {
+        for foreign in [spool(job, 2), spool(job, 11), spool(other, 1)] {
             assert!(foreign.kept().await.unwrap().is_none());
             assert_eq!(foreign.open(&found).await.unwrap_err().kind(), ErrorKind::NotFound);
         }
+        let eleventh = spool(job, 11).keep(Bytes::from_static(b"paid, too").into()).await.unwrap();
+        assert!(spool(job, 1).open(&eleventh).await.is_err(), "its name begins like the first one's");
+        spool(job, 1).remove(&eleventh).await.unwrap();
+        assert!(spool(job, 11).kept().await.unwrap().is_some());
         spool(job, 1).remove(&found).await.unwrap();
         assert!(spool(job, 1).kept().await.unwrap().is_none());
     }

@@ -10,7 +10,13 @@
     reason = "tests fail by panicking"
 )]
 
+mod callbacks;
+mod doubts;
+mod kit;
+mod outages;
 mod pipeline;
+mod places;
 mod provider;
 mod queue;
 mod survival;
+mod wishes;

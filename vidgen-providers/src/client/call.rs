@@ -179,6 +179,12 @@ impl Call {
         self
     }
 
+    /// Waits so long, unless it says otherwise.
+    pub(super) fn within(mut self, timeout: Duration) -> Self {
+        self.timeout = self.timeout.or(Some(timeout));
+        self
+    }
+
     /// Takes a longer answer, e.g. one with a picture in it.
     pub(crate) fn with_max_answer(mut self, bytes: usize) -> Self {
         self.max_answer = bytes;

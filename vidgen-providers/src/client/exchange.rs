@@ -24,8 +24,9 @@ const ASK_AGAIN: usize = 2;
 const ASK_DELAY: Duration = Duration::from_millis(200);
 /// What is read of an answer that is no 2xx: any reason fits, and no page of an attacker's.
 const MAX_REFUSAL: usize = 64 * 1024;
-/// For an image of 20 MiB over a slow line.
-const UPLOAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// All that comes before a submit: an image of 20 MiB over a slow line. A provider's submits may take
+/// so much longer than the answer to the one request that buys.
+pub(super) const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An answer to a call.
 pub(crate) struct Answer<T> {
@@ -93,12 +94,18 @@ impl Client {
     /// # Errors
     /// Each kind says that nothing was bought.
     pub(crate) async fn prepare<T: DeserializeOwned>(&self, call: Call) -> Result<Answer<T>> {
-        let answer = self.again(&call, Purpose::Prepare).await?;
-        answer.map(|body| {
-            serde_json::from_slice(&body).map_err(|e| {
-                self.error(ErrorKind::Unavailable, "the answer cannot be understood").with_source(blur(&e))
-            })
-        })
+        let call = call.within(PREPARE_TIMEOUT);
+        let answered = async {
+            let answer = self.again(&call, Purpose::Prepare).await?;
+            answer.map(|body| self.understood(&body))
+        };
+        self.in_time(answered).await
+    }
+
+    /// What comes before a submit, within its time.
+    async fn in_time<T>(&self, preparing: impl Future<Output = Result<T>>) -> Result<T> {
+        let late = || self.error(ErrorKind::Unavailable, "the remote takes too long before a submit");
+        tokio::time::timeout(PREPARE_TIMEOUT, preparing).await.unwrap_or_else(|_| Err(late())).map_err(nothing_bought)
     }
 
     /// Looks, or stops something, and takes the answer for JSON: asked a few times again where
@@ -126,23 +133,27 @@ impl Client {
     /// # Errors
     /// As [`Client::prepare`].
     pub(crate) async fn upload(&self, call: Call) -> Result<Answer<Bytes>> {
-        let link = self.link_of(&call)?;
+        let call = call.within(PREPARE_TIMEOUT);
+        self.in_time(self.put_there(&call)).await
+    }
+
+    async fn put_there(&self, call: &Call) -> Result<Answer<Bytes>> {
+        let link = self.link_of(call)?;
         if self.own(&link).is_some() {
-            let request = self.without_key(&self.shared.read, &call)?.timeout(self.shared.read_timeout);
+            let request = self.without_key(&self.shared.read, call)?.timeout(PREPARE_TIMEOUT);
             let response = request.send().await.map_err(|e| self.broken(e, Purpose::Prepare))?;
             return match self.taken(response).await {
-                Ok(response) => self.read(response, &call, Purpose::Prepare).await,
+                Ok(response) => self.read(response, call, Purpose::Prepare).await,
                 Err(refusal) => Err(self.refused(&refusal, Purpose::Prepare, &call.sent())),
             };
         }
         if call.method != Method::POST {
             return Err(self.error(ErrorKind::Unsupported, "files go to other hosts by POST only"));
         }
-        let refused = |e: Error| self.error(ErrorKind::Unavailable, "the file cannot be uploaded").with_source(e);
-        let (headers, body) = self.encoded(&call).await?;
-        let url = self.shared.guard.check(&link).map_err(refused)?;
-        let limits = CallLimits::WEBHOOK.with_total(UPLOAD_TIMEOUT);
-        let answer = self.shared.guard.post(&url, headers, body, limits).await.map_err(refused)?;
+        let (headers, body) = self.encoded(call).await?;
+        let url = self.shared.guard.check(&link)?;
+        let limits = CallLimits::WEBHOOK.with_total(PREPARE_TIMEOUT);
+        let answer = self.shared.guard.post(&url, headers, body, limits).await?;
         if !(200..300).contains(&answer.status) {
             let message = format!("the upload was answered {}", answer.status);
             return Err(self.error(ErrorKind::Unavailable, message));
@@ -229,11 +240,11 @@ impl Client {
 
     /// What no answer means.
     pub(super) fn broken(&self, error: reqwest::Error, purpose: Purpose) -> Error {
-        if error.is_builder() {
+        if error.is_builder() && purpose == Purpose::Ask {
             return self.not_made(error);
         }
         // Before there is a connection, not a byte of the request is written.
-        let (kind, what) = match (purpose, error.is_connect()) {
+        let (kind, what) = match (purpose, error.is_connect() || error.is_builder()) {
             (Purpose::Submit | Purpose::Prepare, true) => (ErrorKind::NotSent, "the remote cannot be reached"),
             (Purpose::Ask, true) => (ErrorKind::Unavailable, "the remote cannot be reached"),
             (Purpose::Submit, false) => (ErrorKind::OutcomeUnknown, "the answer was lost, so the outcome is unknown"),
@@ -243,6 +254,32 @@ impl Client {
             (Purpose::Prepare | Purpose::Ask, false) => (ErrorKind::Unavailable, "the answer broke off"),
         };
         self.error(kind, what).with_source(error.without_url())
+    }
+}
+
+/// Makes an error of what comes before a submit one that says so (P8): whatever went wrong, nothing
+/// was bought.
+pub(super) fn nothing_bought(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Invalid
+        | ErrorKind::Refused
+        | ErrorKind::Unauthorized
+        | ErrorKind::OverBudget
+        | ErrorKind::NotFound
+        | ErrorKind::RateLimited
+        | ErrorKind::NotSent
+        | ErrorKind::Unavailable
+        | ErrorKind::Unsupported => error,
+        _ => {
+            let origin = error.origin().to_owned();
+            let wait = error.retry_after();
+            let outer =
+                Error::new(ErrorKind::Unavailable, origin, "what comes before the submit failed").with_source(error);
+            match wait {
+                Some(wait) => outer.with_retry_after(wait),
+                None => outer,
+            }
+        }
     }
 }
 

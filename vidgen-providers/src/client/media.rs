@@ -1,5 +1,7 @@
 //! Files: those that go to a remote, and those that it made.
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -20,13 +22,10 @@ const MAX_HOPS: usize = 3;
 /// The bytes of an image that is to go out with a submit, or before it.
 ///
 /// # Errors
-/// `Unavailable` if the store does not give it out: nothing was bought.
+/// Each kind says that nothing was bought.
 pub(crate) async fn image_bytes(image: &MediaInput) -> Result<Bytes> {
     let body = async { image.open().await?.read(MAX_IMAGE).await };
-    body.await.map_err(|e| match e.kind() {
-        ErrorKind::Media => e,
-        _ => Error::new(ErrorKind::Unavailable, "store", "the image cannot be read").with_source(e),
-    })
+    body.await.map_err(|e| Error::new(ErrorKind::Unavailable, "store", "the image cannot be read").with_source(e))
 }
 
 /// A data URL of a file (RFC 2397).
@@ -125,6 +124,13 @@ impl Client {
 
     fn too_long(&self, limit: u64) -> Error {
         self.error(ErrorKind::Media, format!("the output is longer than {limit} bytes"))
+    }
+
+    /// A link to an image that the remote can fetch for `life`, if the host's store makes such ones.
+    pub(crate) async fn public_link(&self, image: &MediaInput, life: Duration) -> Option<String> {
+        let link = image.link(life).await.ok().flatten()?;
+        // One that a remote is no use with, or that its own rules refuse, is none.
+        (link.scheme() == "https" || self.base.scheme() == "http").then(|| link.into())
     }
 
     /// Where the answer to a submit shall be kept; asked for before the submit.

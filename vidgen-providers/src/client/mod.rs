@@ -25,7 +25,9 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::SecretString;
 use url::Url;
 use vidgen_core::net::Guard;
-use vidgen_core::{Error, ErrorKind, Result};
+use vidgen_core::{Capabilities, Error, ErrorKind, Result};
+
+use crate::models::ModelTable;
 
 pub(crate) use call::{Call, Part};
 pub(crate) use exchange::Answer;
@@ -53,6 +55,7 @@ struct Shared {
     headers: HeaderMap,
     submit_timeout: Duration,
     read_timeout: Duration,
+    max_live: Option<usize>,
     judge: fn(&Refusal) -> Verdict,
 }
 
@@ -66,10 +69,17 @@ impl Client {
         Ok(Self { base: settings::base_url(base)?, shared: self.shared.clone() })
     }
 
-    /// How long the answer to a submit is waited for; a provider declares the same in its
-    /// capabilities.
-    pub(crate) fn submit_timeout(&self) -> Duration {
-        self.shared.submit_timeout
+    /// What a provider with these models can do, as far as that is the same for all: the rest is
+    /// added to it.
+    pub(crate) fn capabilities(&self, models: &ModelTable) -> Capabilities {
+        let models = models.entries().iter().map(|entry| entry.model().clone()).collect();
+        // The pipeline's patience is for all that a submit does.
+        let capabilities =
+            Capabilities::new(models).with_submit_timeout(self.shared.submit_timeout + exchange::PREPARE_TIMEOUT);
+        match self.shared.max_live {
+            Some(runs) => capabilities.with_max_live(runs),
+            None => capabilities,
+        }
     }
 
     /// Uses another key from now on (reliability C5).
@@ -80,6 +90,11 @@ impl Client {
         let credential = self.shared.auth.credential(Some(key))?;
         *self.shared.credential.write().unwrap_or_else(PoisonError::into_inner) = credential;
         Ok(())
+    }
+
+    /// Whether the API is spoken to without TLS: a lab, or a server of the host's own.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.base.scheme() == "http"
     }
 
     /// An error of this provider's.

@@ -25,9 +25,7 @@ pub(crate) fn quotable<'a>(reason: &str, sent: impl IntoIterator<Item = &'a str>
     for value in &sent {
         while let Some(at) = text.find(value.as_str()) {
             let range = at..at + value.len();
-            if shown.get(range.clone()).is_none() {
-                return None;
-            }
+            shown.get(range.clone())?;
             text.replace_range(range.clone(), "…");
             shown.replace_range(range, "…");
         }

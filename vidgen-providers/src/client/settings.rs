@@ -73,6 +73,7 @@ pub(crate) struct ClientBuilder {
     submit_timeout: Duration,
     read_timeout: Duration,
     http1: bool,
+    max_live: Option<usize>,
     judge: fn(&Refusal) -> Verdict,
 }
 
@@ -90,6 +91,7 @@ impl ClientBuilder {
             submit_timeout: SUBMIT_TIMEOUT,
             read_timeout: READ_TIMEOUT,
             http1: false,
+            max_live: None,
             judge: |_| Verdict::default(),
         }
     }
@@ -145,6 +147,11 @@ impl ClientBuilder {
         self
     }
 
+    pub(crate) fn with_max_live(mut self, runs: usize) -> Self {
+        self.max_live = Some(runs);
+        self
+    }
+
     /// Judges answers that are no 2xx where this API means something of its own by them.
     pub(crate) fn with_judge(mut self, judge: fn(&Refusal) -> Verdict) -> Self {
         self.judge = judge;
@@ -176,6 +183,7 @@ impl ClientBuilder {
                 headers: self.headers,
                 submit_timeout: self.submit_timeout,
                 read_timeout: self.read_timeout,
+                max_live: self.max_live,
                 judge: self.judge,
             }),
         })
@@ -292,6 +300,13 @@ macro_rules! shared_settings {
         #[must_use]
         pub fn with_read_timeout(mut self, timeout: std::time::Duration) -> Self {
             self.client = self.client.with_read_timeout(timeout);
+            self
+        }
+
+        /// Sets how many runs may be live at once under this key; more of them wait their turn.
+        #[must_use]
+        pub fn with_max_live(mut self, runs: usize) -> Self {
+            self.client = self.client.with_max_live(runs);
             self
         }
 

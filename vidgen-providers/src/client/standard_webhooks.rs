@@ -38,27 +38,45 @@ impl WebhookSecrets {
         self.0.is_empty()
     }
 
+    /// Whether it says to be signed, and that less than five minutes ago.
+    ///
+    /// # Errors
+    /// `Unauthorized` if not.
+    pub(crate) fn is_recent(origin: &'static str, callback: &Callback) -> Result<()> {
+        let at = header(origin, callback, "webhook-timestamp")?;
+        header(origin, callback, "webhook-signature")?;
+        let sent = at.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+        let age = sent.map(|sent| callback.received_at.duration_since(sent).abs());
+        if age.is_none_or(|age| age > TOLERANCE) {
+            return Err(forged(origin, "is of another time"));
+        }
+        Ok(())
+    }
+
     /// Verifies that one of them signed this body, less than five minutes ago.
     ///
     /// # Errors
     /// `Unauthorized` if not.
     pub(crate) fn verify(&self, origin: &'static str, callback: &Callback) -> Result<()> {
-        let forged = |what| Error::new(ErrorKind::Unauthorized, origin, format!("the callback {what}"));
-        let header = |name| callback.header(name).ok_or_else(|| forged("is not signed"));
+        Self::is_recent(origin, callback)?;
+        let header = |name| header(origin, callback, name);
         let (id, at, signatures) = (header("webhook-id")?, header("webhook-timestamp")?, header("webhook-signature")?);
-        let sent = at.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
-        let age = sent.map(|sent| callback.received_at.duration_since(sent).abs());
-        if age.is_none_or(|age| age > TOLERANCE) {
-            return Err(forged("is of another time"));
-        }
         let mut signed = format!("{id}.{at}.").into_bytes();
         signed.extend_from_slice(&callback.body);
         let signatures = signatures.split_ascii_whitespace().filter_map(|s| s.strip_prefix("v1,"));
         let genuine = signatures
             .filter_map(|signature| STANDARD.decode(signature).ok())
             .any(|signature| self.0.iter().any(|key| hmac::verify(key, &signed, &signature).is_ok()));
-        if genuine { Ok(()) } else { Err(forged("has a wrong signature")) }
+        if genuine { Ok(()) } else { Err(forged(origin, "has a wrong signature")) }
     }
+}
+
+fn forged(origin: &'static str, what: &str) -> Error {
+    Error::new(ErrorKind::Unauthorized, origin, format!("the callback {what}"))
+}
+
+fn header<'a>(origin: &'static str, callback: &'a Callback, name: &str) -> Result<&'a str> {
+    callback.header(name).ok_or_else(|| forged(origin, "is not signed"))
 }
 
 impl fmt::Debug for WebhookSecrets {

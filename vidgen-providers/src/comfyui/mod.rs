@@ -83,7 +83,6 @@ struct Inner {
     id: ProviderId,
     client: Client,
     workflows: Vec<Template>,
-    max_live: usize,
     progress: Option<Progress>,
     canceled: Mutex<VecDeque<String>>,
 }
@@ -95,7 +94,6 @@ pub struct ComfyUiBuilder {
     client: ClientBuilder,
     headers: Vec<(String, SecretString)>,
     workflows: Vec<Workflow>,
-    max_live: usize,
     progress: bool,
 }
 
@@ -107,7 +105,6 @@ impl ComfyUi {
             client: ClientBuilder::new(ORIGIN, BASE, Auth::None).with_base_url(base_url).with_http1().with_judge(judge),
             headers: Vec::new(),
             workflows: Vec::new(),
-            max_live: MAX_LIVE,
             progress: true,
         }
     }
@@ -156,7 +153,7 @@ impl ComfyUiBuilder {
     /// time, and forgets those that wait when it restarts.
     #[must_use]
     pub fn with_max_live(mut self, runs: usize) -> Self {
-        self.max_live = runs;
+        self.client = self.client.with_max_live(runs);
         self
     }
 
@@ -197,8 +194,7 @@ impl ComfyUiBuilder {
         let client = client.build()?;
         let workflows = self.workflows.into_iter().map(Workflow::checked).collect::<Result<_>>()?;
         let progress = self.progress.then(|| Progress::new(client.clone()));
-        let (id, max_live, canceled) = (self.id, self.max_live, Mutex::default());
-        Ok(ComfyUi(Arc::new(Inner { id, client, workflows, max_live, progress, canceled })))
+        Ok(ComfyUi(Arc::new(Inner { id: self.id, client, workflows, progress, canceled: Mutex::default() })))
     }
 }
 
@@ -380,12 +376,7 @@ impl Provider for ComfyUi {
 
     fn capabilities(&self) -> Capabilities {
         let models = self.0.workflows.iter().map(|workflow| workflow.model.clone()).collect();
-        Capabilities::new(models)
-            .with_find()
-            .with_cancel()
-            .with_max_live(self.0.max_live)
-            .with_poll_floor(POLL_FLOOR)
-            .with_submit_timeout(self.0.client.submit_timeout())
+        self.0.client.capabilities(models).with_find().with_cancel().with_poll_floor(POLL_FLOOR)
     }
 
     async fn submit(&self, task: &Task, options: &SubmitOptions) -> Result<Handle> {

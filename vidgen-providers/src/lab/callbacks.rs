@@ -7,7 +7,8 @@ use vidgen_core::{Callback, SubmissionId};
 
 use super::ledger::Delivery;
 use super::remote::Signed;
-use super::world::{Run, World};
+use super::run::Run;
+use super::world::World;
 
 /// A receiver on the same machine that takes longer than this takes for ever.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,6 +49,7 @@ impl World {
     }
 
     async fn deliver(&self, run: &Run) {
+        self.0.remote.before_callback(self.clone(), run.clone()).await;
         let retries = self.0.remote.retries();
         let mut pause = retries.pause;
         for attempt in 1..=retries.tries {
@@ -63,12 +65,13 @@ impl World {
     /// Calls back once; answers the receiver's status.
     pub(super) async fn send(&self, run: &Run) -> Option<u16> {
         let url = run.callback.clone()?;
-        let signed = self.0.remote.callback(self, run)?;
+        // As it is now.
+        let signed = self.0.remote.callback(self, &self.peek(&run.id)?)?;
         // Tests name receivers that do not exist, and nobody else's is to be called.
         let here = url.host().is_some_and(|host| match host {
             url::Host::Ipv4(ip) => ip.is_loopback(),
             url::Host::Ipv6(ip) => ip.is_loopback(),
-            url::Host::Domain(_) => false,
+            url::Host::Domain(name) => name == "localhost",
         });
         let status = if here {
             let mut request = self.0.http.post(url).body(signed.body);

@@ -27,6 +27,7 @@
 
 mod callbacks;
 mod comfyui;
+mod fal;
 mod faults;
 pub mod film;
 pub mod kit;
@@ -35,6 +36,7 @@ mod outputs;
 mod play;
 mod remote;
 mod replicate;
+mod run;
 mod server;
 mod world;
 
@@ -48,6 +50,7 @@ use tokio::task::JoinHandle;
 use vidgen_core::{Callback, Clock, StepKind, SubmissionId};
 
 pub use comfyui::{ComfyUi, comfyui};
+pub use fal::{Fal, fal};
 pub use faults::{Faults, Outage, Rates};
 pub use ledger::{Accepted, Asked, Class, Delivery, Field, Seen};
 pub use play::{Answer, Course, Ends, Failure, Looks, OnCancel, Play, Refusal, Serving};
@@ -57,6 +60,12 @@ pub use world::{Phase, Run, Stopped, Upload, Wish, World};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
+
+/// Every remote that there is, as it is without anything special.
+#[must_use]
+pub fn remotes() -> Vec<Box<dyn Remote>> {
+    vec![Box::new(comfyui()), Box::new(fal()), Box::new(replicate())]
+}
 
 /// One fake remote. Dropping it closes it, and every connection to it.
 pub struct Lab {
@@ -193,15 +202,31 @@ impl Lab {
         }
     }
 
+    /// Refuses what is more than so many live runs at once; `None`: takes any number.
+    pub fn capacity(&self, runs: impl Into<Option<usize>>) {
+        self.world.lock().capacity = runs.into();
+    }
+
+    /// How many runs were live at once, at most.
+    #[must_use]
+    pub fn most_live(&self) -> usize {
+        self.world.lock().most_live
+    }
+
     /// Forgets all runs, as a remote that keeps them in memory does when it restarts. The ledger
     /// of what it bills for stays.
     pub fn forget_runs(&self) {
         self.world.lock().runs.clear();
     }
 
-    /// Lets the run of a submission end now; answers whether there is one.
+    /// Lets the runs of a submission end now; answers whether there are any.
     pub fn finish(&self, submission: &SubmissionId) -> bool {
-        self.world.finish(submission)
+        self.world.finish(|run| run.submission.as_ref() == Some(submission))
+    }
+
+    /// Lets all runs end now.
+    pub fn finish_all(&self) {
+        self.world.finish(|_| true);
     }
 
     /// Takes the time from `clock` from now on.
@@ -245,6 +270,12 @@ impl Lab {
     #[must_use]
     pub fn cancels(&self) -> Vec<String> {
         self.world.lock().cancels.clone()
+    }
+
+    /// The files that were handed over, in order.
+    #[must_use]
+    pub fn uploads(&self) -> Vec<Upload> {
+        self.world.lock().uploads.clone()
     }
 
     /// The runs that it has, oldest first. No look is counted.
@@ -304,6 +335,10 @@ impl Port {
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         #[cfg(unix)]
         {
+            if port != 0 {
+                // Another lab would share it.
+                drop(std::net::TcpListener::bind(addr)?);
+            }
             let reserve = socket()?;
             reserve.bind(addr)?;
             let addr = reserve.local_addr()?;

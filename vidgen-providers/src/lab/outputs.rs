@@ -4,10 +4,12 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use vidgen_core::clock::until;
 
 use super::play::{Refusal, Serving};
+use super::run::{Phase, Run};
 use super::server::{cut_after, file, gateway};
-use super::world::{Phase, Run, World};
+use super::world::World;
 
 /// What an endless body consists of.
 const BLOCK: Bytes = Bytes::from_static(&[0; 16 << 10]);
@@ -32,15 +34,21 @@ impl World {
     /// of their own, or as the answer to a submit.
     #[must_use]
     pub fn serve(&self, id: &str) -> Response {
-        let run = {
+        let (run, now) = {
             let mut state = self.lock();
+            let now = state.clock.now();
             let Some(run) = state.runs.iter_mut().rfind(|run| run.id == id) else {
                 drop(state);
                 return self.refuse(&Refusal::NotFound);
             };
             run.served = run.served.saturating_add(1);
-            run.clone()
+            (run.clone(), now)
         };
+        let life = self.0.remote.output_life();
+        let gone = |(life, end)| until(end, now) > life;
+        if life.zip(run.ended_at).is_some_and(gone) {
+            return self.refuse(&Refusal::NotFound);
+        }
         if matches!(run.phase(), Phase::Failed(_) | Phase::Moderated(_) | Phase::Aborted | Phase::Canceled) {
             return self.refuse(&Refusal::NotFound);
         }

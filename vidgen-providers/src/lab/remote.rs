@@ -10,11 +10,13 @@ use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use serde_json::Value;
 
 use super::ledger::{Class, Seen};
 use super::play::Refusal;
-use super::world::{Run, World};
+use super::run::Run;
+use super::world::World;
 
 /// A remote that the lab can play: its routes, its words, its signatures. What is the same for all
 /// of them (who is let in, what was bought, faults, outputs, calling back) is the lab's.
@@ -56,6 +58,18 @@ pub trait Remote: Send + Sync + 'static {
         None
     }
 
+    /// What it does when a run has ended, before it calls back: uploads its output somewhere, say.
+    /// What came of that is kept with [`World::note`].
+    fn before_callback(&self, world: World, run: Run) -> BoxFuture<'static, ()> {
+        let _ = (world, run);
+        Box::pin(std::future::ready(()))
+    }
+
+    /// How long outputs are there after the end, by the remote's clock, if not for ever.
+    fn output_life(&self) -> Option<Duration> {
+        None
+    }
+
     /// How often it tries to call back, and from which pause on; shortened to what a test can wait for.
     fn retries(&self) -> Retries {
         Retries::default()
@@ -86,6 +100,12 @@ impl Remote for Box<dyn Remote> {
     }
     fn callback(&self, world: &World, run: &Run) -> Option<Signed> {
         (**self).callback(world, run)
+    }
+    fn before_callback(&self, world: World, run: Run) -> BoxFuture<'static, ()> {
+        (**self).before_callback(world, run)
+    }
+    fn output_life(&self) -> Option<Duration> {
+        (**self).output_life()
     }
     fn retries(&self) -> Retries {
         (**self).retries()

@@ -11,22 +11,25 @@ use axum::extract::{Path, State};
 use axum::http::Method;
 use axum::response::Response;
 use axum::routing::{get, post};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
+use vidgen_core::clock::{later, until};
 use vidgen_core::{StepKind, Usage};
 
 use super::ledger::{Asked, Class, Seen};
 use super::play::Refusal;
 use super::remote::{Remote, Signed, has_key, json, standard_webhook, whole_seconds, with_header};
-use super::world::{Phase, Run, Stopped, Upload, Wish, World};
+use super::run::{Phase, Run, Wish};
+use super::world::{Stopped, Upload, World};
 
 type Answered = Result<Response, Response>;
 
 /// How many predictions a page of the list has.
 const PAGE: usize = 100;
 /// After this long an API prediction's input, output, files and logs are deleted.
-const DATA_LIFE: SignedDuration = SignedDuration::from_hours(1);
+const DATA_LIFE: Duration = Duration::from_secs(3600);
+const UPLOAD_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// What a prediction takes, if the play does not say.
 const PREDICT_TIME: Duration = Duration::from_millis(41_200);
 const WEBHOOK_SECRET: &str = "whsec_dmlkZ2VuIGxhYiByZXBsaWNhdGUgc2VjcmV0IDAx";
@@ -160,6 +163,10 @@ impl Remote for Replicate {
         }
     }
 
+    fn output_life(&self) -> Option<Duration> {
+        Some(DATA_LIFE)
+    }
+
     fn callback(&self, world: &World, run: &Run) -> Option<Signed> {
         let wants = run.extra.get("webhook_events_filter").and_then(Value::as_array);
         if wants.is_some_and(|events| !events.iter().any(|event| event == "completed")) {
@@ -272,7 +279,7 @@ fn new_id() -> String {
 
 fn show(world: &World, run: &Run) -> Value {
     let base = world.base_url();
-    let removed = run.ended_at.is_some_and(|end| world.now().duration_since(end) > DATA_LIFE);
+    let removed = run.ended_at.is_some_and(|end| until(end, world.now()) > DATA_LIFE);
     let (status, error) = match run.phase() {
         Phase::Queued => ("starting", None),
         Phase::Running(_) => ("processing", None),
@@ -373,7 +380,7 @@ async fn file(State(world): State<World>, Path(id): Path<String>) -> Answered {
 }
 
 fn show_file(world: &World, file: &Upload) -> Value {
-    let expires = world.now().saturating_add(SignedDuration::from_hours(24)).unwrap_or(Timestamp::MAX);
+    let expires = later(world.now(), UPLOAD_LIFE);
     json!({
         "id": file.id, "name": file.name, "content_type": file.content_type, "size": file.bytes.len(), "metadata": {},
         "created_at": world.now(), "expires_at": expires,

@@ -8,21 +8,20 @@ use axum::response::Response;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::Value;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use url::Url;
 use uuid::Uuid;
 use vidgen_core::clock::SystemClock;
-use vidgen_core::{Clock, StepKind, SubmissionId};
+use vidgen_core::{Clock, StepKind};
 
 use super::faults::{Faults, Outage};
 use super::film::Film;
 use super::ledger::{Accepted, Class, Delivery, Seen};
-use super::play::{Answer, Course, Ends, Failure, Looks, OnCancel, Play, Refusal};
+use super::play::{Answer, Ends, Looks, OnCancel, Play, Refusal};
 use super::remote::Remote;
-
-/// As often is a run looked at by nobody: how runs end of which a callback is asked.
-pub(super) const NOBODYS_LOOK: Duration = Duration::from_millis(100);
+// Remotes find all that they work on here.
+pub use super::run::{Phase, Run, Wish};
 
 /// A remote's state: what its routes ask and tell. Clones share it.
 #[derive(Clone)]
@@ -39,6 +38,8 @@ pub(super) struct Inner {
     pub(super) output_token: String,
     pub(super) tasks: Mutex<JoinSet<()>>,
     pub(super) http: reqwest::Client,
+    /// Rung whenever a run ends.
+    ended: Notify,
     state: Mutex<State>,
 }
 
@@ -56,170 +57,11 @@ pub(super) struct State {
     pub(super) cancels: Vec<String>,
     pub(super) uploads: Vec<Upload>,
     pub(super) hold: bool,
+    /// How many runs may be live at once.
+    pub(super) capacity: Option<usize>,
+    /// How many have been, at most.
+    pub(super) most_live: usize,
     pub(super) deliveries: Vec<Delivery>,
-}
-
-/// What a submit asks for, as its route understood it.
-#[derive(Clone, Debug)]
-pub struct Wish {
-    kind: StepKind,
-    model: String,
-    input: Value,
-    id: Option<String>,
-    submission: Option<SubmissionId>,
-    callback: Option<Url>,
-    film: Option<Film>,
-    extra: Value,
-}
-
-impl Wish {
-    /// A run of `model` on `input`, which is shown again where the remote does that, and says what
-    /// the output shall be like.
-    pub fn new(kind: StepKind, model: impl Into<String>, input: Value) -> Self {
-        Self {
-            kind,
-            model: model.into(),
-            input,
-            id: None,
-            submission: None,
-            callback: None,
-            film: None,
-            extra: Value::Null,
-        }
-    }
-
-    /// With something that the remote's file wants to know of the run later.
-    #[must_use]
-    pub fn with_extra(mut self, extra: Value) -> Self {
-        self.extra = extra;
-        self
-    }
-
-    /// Under this id, instead of a random UUID.
-    #[must_use]
-    pub fn with_id(mut self, id: impl Into<String>) -> Self {
-        self.id = Some(id.into());
-        self
-    }
-
-    /// For this submission, where it cannot be read in the call as it is.
-    #[must_use]
-    pub fn with_submission(mut self, submission: Option<SubmissionId>) -> Self {
-        self.submission = submission;
-        self
-    }
-
-    /// To be told of at this URL; one that is none is ignored.
-    #[must_use]
-    pub fn with_callback(mut self, url: Option<&str>) -> Self {
-        self.callback = url.and_then(|url| Url::parse(url).ok());
-        self
-    }
-
-    /// With an output like this, where the input's usual fields do not say it.
-    #[must_use]
-    pub fn with_film(mut self, film: Film) -> Self {
-        self.film = Some(film);
-        self
-    }
-}
-
-/// One accepted submission.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Run {
-    /// Which it was, from 1.
-    pub number: u64,
-    /// The remote's id.
-    pub id: String,
-    /// What kind of step it is for.
-    pub kind: StepKind,
-    /// The model.
-    pub model: String,
-    /// What was asked.
-    pub input: Value,
-    /// Our id of it, as far as it could be seen.
-    pub submission: Option<SubmissionId>,
-    /// Where to call back.
-    pub callback: Option<Url>,
-    /// When it was accepted.
-    pub created_at: Timestamp,
-    /// When it ended.
-    pub ended_at: Option<Timestamp>,
-    /// What happens to it.
-    pub play: Play,
-    /// How often it was looked at.
-    pub looks: u32,
-    /// What it makes.
-    pub film: Film,
-    /// What the remote's file keeps of it.
-    pub extra: Value,
-    pub(super) began: Instant,
-    pub(super) canceled: bool,
-    pub(super) stopped: bool,
-    pub(super) served: u32,
-    pub(super) called: bool,
-}
-
-/// How a run is doing.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Phase {
-    /// It waits for its turn.
-    Queued,
-    /// It runs; how far it is, from 0 to 1.
-    Running(f64),
-    /// The remote is to say a state that its documentation does not have.
-    Unknown,
-    /// It has an output.
-    Succeeded,
-    /// It failed.
-    Failed(Failure),
-    /// It was ended for its content, for this reason.
-    Moderated(String),
-    /// The remote gave it up before it began.
-    Aborted,
-    /// It was stopped.
-    Canceled,
-}
-
-impl Run {
-    /// How it is doing.
-    #[must_use]
-    pub fn phase(&self) -> Phase {
-        if self.stopped {
-            return Phase::Canceled;
-        }
-        if self.play.looks.0 == Looks::UnknownState && self.looks <= self.play.looks.1 {
-            return Phase::Unknown;
-        }
-        if self.ended_at.is_none() {
-            return match self.looks {
-                0 => Phase::Queued,
-                looks => Phase::Running(1.0 - 1.0 / f64::from(looks.saturating_add(1))),
-            };
-        }
-        match &self.play.course {
-            Course::Succeeds => Phase::Succeeded,
-            Course::Fails(failure) => Phase::Failed(failure.clone()),
-            Course::Moderated(reason) => Phase::Moderated(reason.clone()),
-            Course::Aborts => Phase::Aborted,
-        }
-    }
-
-    /// Whether it ended, one way or another.
-    #[must_use]
-    pub fn ended(&self) -> bool {
-        self.ended_at.is_some()
-    }
-
-    fn due(&self) -> bool {
-        match self.play.ends {
-            Ends::AfterLooks(looks) => self.looks > looks,
-            Ends::After(duration) => self.began.elapsed() >= duration,
-            Ends::WhenTold => false,
-        }
-    }
 }
 
 /// A file that was handed over.
@@ -261,6 +103,8 @@ impl World {
             cancels: Vec::new(),
             uploads: Vec::new(),
             hold: false,
+            capacity: None,
+            most_live: 0,
             deliveries: Vec::new(),
         };
         Self(Arc::new(Inner {
@@ -271,6 +115,7 @@ impl World {
             output_token: Uuid::new_v4().simple().to_string(),
             tasks: Mutex::default(),
             http,
+            ended: Notify::new(),
             state: Mutex::new(state),
         }))
     }
@@ -310,11 +155,19 @@ impl World {
     pub fn buy(&self, seen: &Seen, wish: Wish) -> Result<Run, Response> {
         let run = {
             let mut state = self.lock();
-            let play = state.play(wish.kind);
-            if let Answer::Refuses(refusal) = &play.answer {
+            let mut play = state.play(wish.kind);
+            let live = state.runs.iter().filter(|run| !run.ended() && !run.due()).count();
+            let full = state.capacity.is_some_and(|capacity| live >= capacity);
+            let refusal = match &play.answer {
+                Answer::Refuses(refusal) => Some(refusal),
+                _ => full.then_some(&Refusal::Busy),
+            };
+            if let Some(refusal) = refusal {
                 drop(state);
                 return Err(self.refuse(refusal));
             }
+            state.most_live = state.most_live.max(live + 1);
+            play.course = wish.course.unwrap_or(play.course);
             // Set once: a call that bought two things is answered as the first wants it.
             drop(seen.after.set(play.answer.clone()));
             let number = u64::try_from(state.accepted.len()).unwrap_or(u64::MAX).saturating_add(1);
@@ -344,7 +197,6 @@ impl World {
                 film,
                 extra: wish.extra,
                 began: Instant::now(),
-                canceled: false,
                 stopped: false,
                 served: 0,
                 called: false,
@@ -382,6 +234,32 @@ impl World {
         self.change(id, |_| ()).ok()
     }
 
+    /// The newest run of which that is true, without counting as a look.
+    pub fn find(&self, is: impl Fn(&Run) -> bool) -> Option<Run> {
+        let id = self.lock().runs.iter().rfind(|run| is(run)).map(|run| run.id.clone());
+        id.and_then(|id| self.peek(&id))
+    }
+
+    /// Waits until a run ends, for remotes that answer a submit with the output itself. What ends
+    /// after so many looks takes as many times 100 ms.
+    ///
+    /// # Errors
+    /// That there is none, or no longer.
+    pub async fn wait(&self, id: &str) -> Result<Run, Response> {
+        loop {
+            let end = self.0.ended.notified();
+            let run = self.change(id, |_| ())?;
+            let Some(rest) = run.rest() else { return Ok(run) };
+            // Told, or by itself.
+            let _ = tokio::time::timeout(rest, end).await;
+            self.change(id, |run| {
+                if run.rest() == Some(Duration::ZERO) {
+                    run.play.ends = Ends::After(Duration::ZERO);
+                }
+            })?;
+        }
+    }
+
     /// All runs, newest first; the state of each without counting as a look.
     ///
     /// # Errors
@@ -417,7 +295,6 @@ impl World {
                 // Seen by nobody yet, but ended.
                 run.looks = run.looks.max(1);
             } else {
-                run.canceled = true;
                 run.stopped = run.play.on_cancel == OnCancel::Stops;
             }
         })?;
@@ -429,10 +306,16 @@ impl World {
         self.lock().runs.retain(|run| run.id != id);
     }
 
-    /// Lets a run end now.
-    pub(super) fn finish(&self, submission: &SubmissionId) -> bool {
-        let id = self.lock().runs.iter().find(|run| run.submission.as_ref() == Some(submission)).map(|r| r.id.clone());
-        id.is_some_and(|id| self.change(&id, |run| run.play.ends = Ends::After(Duration::ZERO)).is_ok())
+    /// Lets runs end now; answers whether there are any.
+    pub(super) fn finish(&self, is: impl Fn(&Run) -> bool) -> bool {
+        let runs = self.lock().runs.iter().filter(|run| is(run)).map(|run| run.id.clone()).collect::<Vec<_>>();
+        runs.iter().for_each(|id| drop(self.change(id, |run| run.play.ends = Ends::After(Duration::ZERO))));
+        !runs.is_empty()
+    }
+
+    /// Keeps something of a run for the remote's file, as its [`Run::extra`].
+    pub fn note(&self, id: &str, extra: Value) {
+        drop(self.change(id, |run| run.extra = extra));
     }
 
     /// Changes a run and sees whether it has ended by then; if so, it is called back about.
@@ -452,6 +335,7 @@ impl World {
             (run.clone(), ended)
         };
         if ended {
+            self.0.ended.notify_waiters();
             self.call_back(&run.id);
         }
         Ok(run)
@@ -459,14 +343,9 @@ impl World {
 
     /// A run of which a callback is asked ends when its time has come, whether anybody looks or not.
     fn ends_unseen(&self, run: &Run) {
-        let after = match run.play.ends {
-            Ends::AfterLooks(looks) => NOBODYS_LOOK * looks,
-            Ends::After(duration) => duration,
-            Ends::WhenTold => return,
-        };
-        if run.callback.is_none() {
+        let Some(after) = run.rest().filter(|_| run.callback.is_some() && run.play.ends != Ends::WhenTold) else {
             return;
-        }
+        };
         let (world, id) = (self.clone(), run.id.clone());
         self.spawn(async move {
             tokio::time::sleep(after).await;
@@ -486,6 +365,13 @@ impl World {
         let upload = Upload { id, name: name.into(), content_type: content_type.into(), bytes };
         self.lock().uploads.push(upload.clone());
         upload
+    }
+
+    /// Gives a file its bytes, where its id comes before them; answers whether there is one.
+    pub fn fill(&self, id: &str, bytes: Bytes) -> bool {
+        let mut state = self.lock();
+        let upload = state.uploads.iter_mut().find(|upload| upload.id == id);
+        upload.map(|upload| upload.bytes = bytes).is_some()
     }
 
     /// A file that was handed over.

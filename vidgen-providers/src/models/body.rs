@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use vidgen_core::{AspectRatio, Resolution, Size, TaskSpec};
+use vidgen_core::{AspectRatio, Resolution, Size, SubmissionId, TaskSpec};
 
 use super::ModelEntry;
 use super::fields::{FieldMap, Image, ImageForm, Length, LengthForm, Number, NumberForm, Path, Place, Sides, Word};
@@ -48,6 +48,19 @@ impl ModelEntry {
         let mut body = body.0;
         body.extend(extra.iter().map(|(name, value)| (name.clone(), value.clone())));
         body
+    }
+
+    /// Adds our id of the submission, if a field carries it.
+    pub(crate) fn mark(&self, body: Map<String, Value>, submission: &SubmissionId) -> Map<String, Value> {
+        let mut body = Body(body);
+        body.word(self.fields.marker.as_ref(), Some(submission.to_string()));
+        body.0
+    }
+
+    /// Our id of the submission in what was sent, or is said to have been.
+    pub(crate) fn marked<'a>(&self, body: &'a Value) -> Option<&'a str> {
+        let path = &self.fields.marker.as_ref()?.name;
+        path.0.iter().try_fold(body, |value, name| value.get(name))?.as_str()
     }
 
     /// The prompt with the style in which. A style that would make it longer than the model takes is

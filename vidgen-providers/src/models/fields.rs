@@ -21,11 +21,12 @@ use serde_json::Value;
 /// | `prompt`, `negative_prompt`, `text`, `voice` | text |
 /// | `image` | a URL; `form = "list"`: a list of one |
 /// | `aspect_ratio` | `"16:9"`, or what `values = { "16:9" = "landscape" }` says |
-/// | `resolution` | `"720p"`, or what `values` says |
+/// | `resolution` | `"720p"`, or what `values` says; a model without it makes its own, for which the entry's `resolutions` are those that it is enough for |
 /// | `size` | `{ width = "width", height = "height" }`: two numbers; `{ name = "size", form = "x" }`: `"1280x720"`; `":"` and `"*"` likewise; `form = "object"`: `{"width": 1280, "height": 720}`; each with `multiple_of = 8`, if need be |
 /// | `duration` | `form = "number"`: 8; `"text"`: `"8"`; `"suffixed"`: `"8s"`; `"milliseconds"`: 8000; `"frames"` with `fps = 16` and `extra = 1`: 129 |
 /// | `fps` | `form = "number"` or `"text"` |
 /// | `seed` | the same, and below `below` (2³¹ unless it is said) |
+/// | `marker` | our id of the submission, where the model takes fields that it does not know and nothing else can carry it; see the provider's docs |
 /// | `audio` | whether there shall be sound: what the entry's `audio` says |
 ///
 /// Whatever is always the same, such as an output format, is one of the entry's `defaults`.
@@ -44,6 +45,7 @@ pub struct FieldMap {
     pub(super) voice: Option<Word>,
     pub(super) text: Option<Word>,
     pub(super) audio: Option<Word>,
+    pub(super) marker: Option<Word>,
 }
 
 /// Where a field stands: the names of the objects around it, and its own.

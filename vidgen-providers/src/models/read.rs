@@ -219,9 +219,6 @@ impl TryFrom<Written> for ModelEntry {
         if written.aspect_ratios.len() > 1 && fields.aspect_ratio.is_none() && fields.size.is_none() {
             return bad("has several aspect ratios, but no field carries one");
         }
-        if written.resolutions.len() > 1 && fields.resolution.is_none() && fields.size.is_none() {
-            return bad("has several resolutions, but no field carries one");
-        }
         if let Some(missing) = fields.missing(&written.aspect_ratios, &written.resolutions) {
             return bad(&format!("has {missing}, but no value for it"));
         }

@@ -203,7 +203,6 @@ fn an_error_names_the_line_and_what_is_wrong_with_it() {
         ("lengths = [5, 10]", 1, "no field carries the length"),
         ("lengths = [5]\nneeds_image = true", 1, "no field carries it"),
         ("lengths = [5]\naspect_ratios = [\"16:9\", \"1:1\"]", 1, "aspect ratios"),
-        ("lengths = [5]\nresolutions = [\"720p\", \"1080p\"]", 1, "resolutions"),
         ("fields = { duration = { name = \"d\", form = \"weeks\" } }", 5, "weeks"),
         ("fields = { duration = { form = \"text\" } }", 5, "name"),
         ("fields = { duration = \"a..b\" }", 5, "a..b"),

@@ -12,3 +12,8 @@
 mod lab;
 #[cfg(feature = "local")]
 mod local;
+#[cfg(feature = "lab")]
+#[allow(dead_code, reason = "each provider's tests use a part of it")]
+mod remote;
+#[cfg(all(feature = "lab", feature = "replicate"))]
+mod replicate;

@@ -163,9 +163,26 @@ fn refusals_are_final_and_never_fail_over() {
 fn a_rate_limit_waits_as_long_as_it_says() {
     let limited = Err(Error::new(ErrorKind::RateLimited, "a", "slow down").with_retry_after(Duration::from_secs(77)));
     let record = after_submit(&open_intent(), &step(), &limited, t(1)).unwrap();
+    assert_eq!(record.state, StepState::Waiting { not_before: t(1) }, "somebody else may do it meanwhile");
+    let alone = PlannedStep { routes: vec![route("a")], ..step() };
+    let record = after_submit(&open_intent(), &alone, &limited, t(1)).unwrap();
     assert_eq!(record.state, StepState::Waiting { not_before: t(78) });
     assert_eq!(judge(&record, &capabilities(), t(77)), Next::Wait { until: t(78) });
     assert_eq!(judge(&record, &capabilities(), t(78)), Next::Submit { route: 0 });
+    let short = Err(Error::new(ErrorKind::RateLimited, "a", "slow down").with_retry_after(Duration::from_secs(7)));
+    let record = after_submit(&open_intent(), &step(), &short, t(1)).unwrap();
+    assert_eq!(record.state, StepState::Waiting { not_before: t(8) }, "not worth going elsewhere");
+}
+
+#[test]
+fn a_refused_key_sends_the_step_elsewhere_at_once() {
+    for kind in [ErrorKind::Unauthorized, ErrorKind::OverBudget] {
+        let record = after_submit(&open_intent(), &step(), &error(kind), t(1)).unwrap();
+        assert_eq!(record.state, StepState::Waiting { not_before: t(1) }, "{kind:?}");
+        let alone = PlannedStep { routes: vec![route("a")], ..step() };
+        let record = after_submit(&open_intent(), &alone, &error(kind), t(1)).unwrap();
+        assert!(matches!(record.state, StepState::Waiting { not_before } if not_before > t(1)), "{kind:?}");
+    }
 }
 
 #[test]
