@@ -10,6 +10,8 @@ pub mod models;
 
 #[cfg(feature = "cog")]
 pub mod cog;
+#[cfg(feature = "comfyui")]
+pub mod comfyui;
 #[cfg(feature = "elevenlabs")]
 pub mod elevenlabs;
 #[cfg(feature = "fal")]

@@ -14,6 +14,8 @@ mod quote;
 mod refusal;
 mod settings;
 mod standard_webhooks;
+#[cfg(feature = "comfyui")]
+mod websocket;
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};

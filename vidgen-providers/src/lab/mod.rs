@@ -28,6 +28,7 @@
 mod callbacks;
 mod cog;
 mod elevenlabs;
+mod comfyui;
 mod fal;
 mod faults;
 pub mod film;
@@ -54,6 +55,7 @@ use vidgen_core::{Callback, Clock, StepKind, SubmissionId};
 
 pub use cog::{Cog, cog};
 pub use elevenlabs::{ElevenLabs, elevenlabs};
+pub use comfyui::{ComfyUi, comfyui};
 pub use fal::{Fal, fal};
 pub use faults::{Faults, Outage, Rates};
 pub use ledger::{Accepted, Asked, Class, Delivery, Field, Seen};
@@ -71,7 +73,7 @@ const BACKLOG: u32 = 1024;
 /// Every remote that there is, as it is without anything special.
 #[must_use]
 pub fn remotes() -> Vec<Box<dyn Remote>> {
-    vec![Box::new(fal()), Box::new(replicate())]
+    vec![Box::new(comfyui()), Box::new(fal()), Box::new(replicate())]
 }
 
 /// One fake remote. Dropping it closes it, and every connection to it.
