@@ -11,6 +11,7 @@
 
 mod crash_memory;
 mod crash_sqlite;
+mod hints;
 mod layering;
 mod lease;
 mod sim;

@@ -6,7 +6,7 @@
 //! a seed fixes are the faults and the moments; in which order tasks of one moment run is the
 //! runtime's, so a seed that fails once is run a few times.
 
-mod chaos;
+pub(crate) mod chaos;
 mod oracle;
 
 use std::collections::BTreeMap;

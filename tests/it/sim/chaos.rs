@@ -172,6 +172,13 @@ impl Chaos {
         })
     }
 
+    /// No faults at all.
+    pub(crate) fn none() -> Arc<Self> {
+        let chaos = Self::new(Dice::new(0));
+        chaos.left.store(0, Ordering::SeqCst);
+        chaos
+    }
+
     pub(crate) fn dice<T>(&self, throw: impl FnOnce(&mut Dice) -> T) -> T {
         throw(&mut self.dice.lock().unwrap())
     }
@@ -203,6 +210,10 @@ pub(crate) struct Process {
     name: usize,
     dead: watch::Sender<bool>,
     frozen: Arc<Mutex<Option<Instant>>>,
+    /// Whether it never hears that somebody called.
+    pub(crate) deaf: bool,
+    /// How long the answer to its next intents takes.
+    pub(crate) slow_intents: Arc<Mutex<Vec<Duration>>>,
 }
 
 fn away(site: Site) -> Error {
@@ -211,7 +222,14 @@ fn away(site: Site) -> Error {
 
 impl Process {
     pub(crate) fn new(chaos: &Arc<Chaos>, name: usize) -> Self {
-        Self { chaos: chaos.clone(), name, dead: watch::Sender::new(false), frozen: Arc::default() }
+        Self {
+            chaos: chaos.clone(),
+            name,
+            dead: watch::Sender::new(false),
+            frozen: Arc::default(),
+            deaf: false,
+            slow_intents: Arc::default(),
+        }
     }
 
     /// Returns when it is dead.
@@ -310,8 +328,6 @@ chaotic_queue! {
     async fn register(&self, name: &str) -> Result<WorkerId> = Register;
     async fn deregister(&self, worker: WorkerId) -> Result<()> = Look;
     async fn claim(&self, worker: WorkerId, max: usize) -> Result<ClaimBatch> = Claim;
-    async fn heartbeat(&self, worker: WorkerId, held: &[Claim]) -> Result<Beat> = Beat;
-    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Ack> = Checkpoint;
     async fn release(&self, claim: Claim, release: Release) -> Result<Fenced> = Release;
     async fn settle(&self, settlement: Settlement) -> Result<Fenced> = Settle;
     async fn rescue(&self) -> Result<u64> = Rescue;
@@ -322,6 +338,22 @@ chaotic_queue! {
     async fn deliveries(&self, tenant: &TenantId, filter: &DeliveryFilter) -> Result<Page<DeliveryRecord>> = Look;
     async fn redeliver(&self, tenant: &TenantId, event: &EventId) -> Result<()> = Look;
     {
+        async fn heartbeat(&self, worker: WorkerId, held: &[Claim]) -> Result<Beat> {
+            let mut beat = self.process.around(Site::Beat, self.inner.heartbeat(worker, held)).await?;
+            if self.process.deaf {
+                beat.wakes.clear();
+            }
+            Ok(beat)
+        }
+        async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Ack> {
+            let intent = matches!(checkpoint.record.state, StepState::Intent { .. });
+            let ack = self.process.around(Site::Checkpoint, self.inner.checkpoint(checkpoint)).await;
+            let slow = if intent { self.process.slow_intents.lock().unwrap().pop() } else { None };
+            if let Some(slow) = slow {
+                tokio::time::sleep(slow).await;
+            }
+            ack
+        }
         async fn ready(&self) {
             self.inner.ready().await;
             self.process.up().await;

@@ -191,14 +191,14 @@ async fn a_key_that_is_never_mended_fails_its_jobs_in_the_end() {
 async fn a_lost_submission_is_not_resent_again_and_again_to_a_provider_that_refuses_us() {
     let keyed = ScriptedProvider::new("keyed").without_find();
     let keyed = keyed.with_resubmit(Resubmit::Keyed(Duration::from_secs(24 * 3600)));
-    keyed.then(StepKind::Video, Scene::LosesAnswer);
+    keyed.then(StepKind::Video, Scene::Hangs);
     let world = world(alone(keyed.clone()));
     let worker = world.vidgen.worker().spawn();
     let id = world.create_in("default").await;
     bought(&keyed, StepKind::Video).await;
     keyed.revoke_key();
     sleep(Duration::from_secs(600)).await;
-    assert!(keyed.requests().len() <= 7, "{}", keyed.requests().len());
+    assert!((3..=6).contains(&keyed.requests().len()), "{}", keyed.requests().len());
     keyed.mend_key();
     world.completed(&[id]).await;
     assert_eq!(keyed.accepted().len(), 1);

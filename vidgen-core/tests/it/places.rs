@@ -50,6 +50,23 @@ async fn no_more_runs_are_live_than_there_are_places_and_nobody_starves() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_came_first_is_served_first_however_often_others_look() {
+    let narrow = narrow();
+    narrow.always(Some(Scene::Succeeds { after_polls: 6 }));
+    let world = through(narrow.clone());
+    let worker = world.vidgen.worker().spawn();
+    let mut ids = vec![];
+    for n in 0..30_u64 {
+        ids.push(world.create_in("default").await);
+        sleep(Duration::from_millis(300 + n * 37 % 400)).await;
+    }
+    world.completed(&ids).await;
+    let order: Vec<_> = narrow.accepted().iter().map(|s| s.job().unwrap()).collect();
+    assert_eq!(order, ids);
+    worker.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_waits_for_a_place_is_canceled_quickly_and_for_nothing() {
     let narrow = narrow();
     narrow.always(Some(Scene::RunsForever));
