@@ -64,7 +64,7 @@ const BACKLOG: u32 = 1024;
 /// Every remote that there is, as it is without anything special.
 #[must_use]
 pub fn remotes() -> Vec<Box<dyn Remote>> {
-    vec![Box::new(fal()), Box::new(replicate())]
+    vec![Box::new(elevenlabs()), Box::new(fal()), Box::new(replicate())]
 }
 
 /// One fake remote. Dropping it closes it, and every connection to it.
