@@ -240,6 +240,20 @@ impl Lab {
         self.world.lock().accepted.clone()
     }
 
+    /// The submissions that were accepted more than once: what was bought twice.
+    #[must_use]
+    pub fn doubles(&self) -> Vec<SubmissionId> {
+        let mut ids: Vec<_> = self.accepted().into_iter().filter_map(|accepted| accepted.submission).collect();
+        ids.sort();
+        let mut doubles: Vec<_> = ids
+            .windows(2)
+            .filter(|pair| pair.first() == pair.last())
+            .filter_map(|pair| pair.first().cloned())
+            .collect();
+        doubles.dedup();
+        doubles
+    }
+
     /// Every call, in order, the key taken out.
     #[must_use]
     pub fn requests(&self) -> Vec<Seen> {
