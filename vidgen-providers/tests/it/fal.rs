@@ -414,11 +414,16 @@ async fn a_rotated_key_is_used_at_once() {
     clone.submit(&task, &options(&submission_id(&task))).await.unwrap();
 }
 
+/// What is asked by a method and a path.
+type Answers = dyn Fn(&str, &str) -> Response + Send + Sync;
+/// A line, and the key that came with it.
+type Line = (String, Option<String>);
+
 /// A server whose every answer a test says, and what it was asked.
 #[derive(Clone)]
 struct Said {
-    answers: Arc<dyn Fn(&str, &str) -> Response + Send + Sync>,
-    seen: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    answers: Arc<Answers>,
+    seen: Arc<Mutex<Vec<Line>>>,
 }
 
 struct Server {
