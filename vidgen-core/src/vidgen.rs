@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use serde_json::json;
-use tokio::sync::Semaphore;
 use url::Url;
 
 use crate::callbacks::Callbacks;
@@ -17,6 +16,7 @@ use crate::job::{Job, JobFilter, JobId, JobOutput, JobState, Page, StepKind};
 use crate::media::{MediaInfo, MediaKey};
 use crate::money::{Quote, UsageFilter, UsageReport};
 use crate::notifier::{DeliveryFilter, DeliveryRecord, EventId, NewEvent, Notifier};
+use crate::pipeline::places::Places;
 use crate::pipeline::plan::plan;
 use crate::pipeline::route::{Breakers, ProviderProblem};
 
@@ -55,7 +55,7 @@ pub(crate) struct Inner {
     pub(crate) breakers: Breakers,
     pub(crate) callbacks: Option<Callbacks>,
     /// The places for live runs of each credential that has a limit.
-    places: Mutex<HashMap<ProviderId, Arc<Semaphore>>>,
+    places: Mutex<HashMap<ProviderId, Arc<Places>>>,
 }
 
 /// What goes with a create beside the request.
@@ -376,10 +376,10 @@ impl Vidgen {
 impl Inner {
     /// The places for live runs at a provider, if its credential has a limit. Of this process:
     /// several of them share an account by dividing the limit.
-    pub(crate) fn places(&self, provider: &dyn Provider) -> Option<Arc<Semaphore>> {
+    pub(crate) fn places(&self, provider: &dyn Provider) -> Option<Arc<Places>> {
         let limit = provider.capabilities().max_live?;
         let mut all = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(all.entry(provider.id()).or_insert_with(|| Arc::new(Semaphore::new(limit))).clone())
+        Some(all.entry(provider.id()).or_insert_with(|| Places::new(limit)).clone())
     }
 
     /// The route that a job's plan names, if this host still has it.

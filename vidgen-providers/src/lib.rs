@@ -5,8 +5,11 @@
 #[allow(unused, reason = "each provider uses its part of it")]
 mod client;
 #[cfg(feature = "_http")]
+#[allow(unused, reason = "each provider uses its part of it")]
 pub mod models;
 
+#[cfg(feature = "elevenlabs")]
+pub mod elevenlabs;
 #[cfg(feature = "fal")]
 pub mod fal;
 #[cfg(feature = "lab")]
@@ -15,3 +18,5 @@ pub mod lab;
 pub mod local;
 #[cfg(feature = "replicate")]
 pub mod replicate;
+#[cfg(feature = "runway")]
+pub mod runway;

@@ -186,13 +186,12 @@ impl StepRecord {
     }
 
     /// The record as a retry of its job finds it: a failed step may be tried again, with a clean
-    /// count of attempts; one in doubt of which a callback told meanwhile (`witness`) is the run
-    /// that it told of; every other one stays as it is.
+    /// count of attempts; one in doubt of which a callback told meanwhile (`witness`) is looked for
+    /// again, which begins with the run that it told of; every other one stays as it is.
     #[must_use]
     pub fn reopened(mut self, witness: Option<&Handle>, now: Timestamp) -> Self {
-        if let (StepState::InDoubt { submission }, Some(handle)) = (&self.state, witness) {
-            let (submission, handle) = (submission.clone(), handle.clone());
-            self.state = StepState::Accepted { submission, handle, accepted_at: Some(now), cancel_sent: false };
+        if let (StepState::InDoubt { submission }, Some(_)) = (&self.state, witness) {
+            self.state = StepState::Intent { submission: submission.clone() };
             self.revision += 1;
         }
         if matches!(self.state, StepState::Failed { .. }) {

@@ -1,6 +1,8 @@
 //! A provider that does what it is told: for tests, examples and trying things out.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod remote;
+
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,12 +14,15 @@ use url::Url;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::StepKind;
-use crate::media::{Body, MediaType};
+use crate::media::Body;
 use crate::money::{Price, Usd};
 use crate::provider::{
     Callback, Capabilities, Handle, Lookup, Model, Output, Provider, ProviderId, Resubmit, RunFailure, Snapshot, Spool,
     Submission, SubmissionId, SubmitOptions, Task,
 };
+
+pub use remote::Scene;
+use remote::{Remote, sample};
 
 /// A provider in process that plays scenes. Without any, every submission succeeds at once.
 ///
@@ -27,83 +32,14 @@ use crate::provider::{
 pub struct ScriptedProvider {
     id: ProviderId,
     capabilities: Capabilities,
+    /// Whether its look-ups can tell.
+    remembers: bool,
     remote: Arc<Mutex<Remote>>,
-}
-
-#[derive(Debug, Default)]
-struct Remote {
-    scenes: HashMap<StepKind, VecDeque<Scene>>,
-    outage: Option<Scene>,
-    outputs: HashMap<StepKind, Bytes>,
-    runs: BTreeMap<String, Run>,
-    requests: Vec<SubmissionId>,
-    accepted: Vec<SubmissionId>,
-    cancels: Vec<String>,
-    calls: usize,
-    key_revoked: bool,
 }
 
 /// Ends every output's locator, as the signature ends a signed link. It is to be kept as secret as
 /// one: a test can look for it where it must not be.
 const SIGNATURE: &str = "?signature=scripted-secret";
-
-#[derive(Debug)]
-struct Run {
-    submission: SubmissionId,
-    kind: StepKind,
-    scene: Scene,
-    polls: u32,
-    canceled: bool,
-    callback: Option<Url>,
-}
-
-/// What happens to one submission.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Scene {
-    /// Accepted; succeeds at the poll after so many.
-    Succeeds {
-        /// How many polls see it running.
-        after_polls: u32,
-    },
-    /// Accepted; succeeds at once and states what it costs.
-    Bills(Usd),
-    /// Accepted; succeeds before anybody can look.
-    EndsAtOnce,
-    /// Accepted; then the run fails.
-    Fails(RunFailure),
-    /// Accepted; runs until it is canceled.
-    RunsForever,
-    /// Accepted; then the provider forgets it.
-    Vanishes,
-    /// Accepted; but its output breaks off half-way, so many times.
-    Truncates {
-        /// How many downloads break off.
-        times: u32,
-    },
-    /// Accepted; but its output goes on after its announced end.
-    Overruns,
-    /// Accepted; but its output stops half-way, and never ends.
-    Stalls,
-    /// Accepted; but its output is there no more.
-    Expires,
-    /// Accepted; in a state that nobody has a word for.
-    UnknownState,
-    /// Accepted; but no answer about it can be understood.
-    Garbles,
-    /// Accepted; but whoever looks is told to come back after this long.
-    RateLimitsPolls(Duration),
-    /// Not accepted: the submit answers this kind of error.
-    Rejects(ErrorKind),
-    /// Not accepted: come back after this long.
-    RateLimits(Duration),
-    /// Accepted, but the answer is lost.
-    LosesAnswer,
-    /// Not accepted, and the request was lost on the way; the caller cannot tell.
-    LosesRequest,
-    /// Accepted, but the answer never comes.
-    Hangs,
-}
 
 impl ScriptedProvider {
     /// A provider of every kind of step at the tutorial's prices (image $0.10, video $0.50, speech
@@ -124,7 +60,7 @@ impl ScriptedProvider {
             .with_cancel()
             .with_poll_floor(Duration::from_millis(1))
             .with_submit_timeout(Duration::from_secs(30));
-        Self { id: ProviderId::from(id), capabilities, remote: Arc::default() }
+        Self { id: ProviderId::from(id), capabilities, remembers: true, remote: Arc::default() }
     }
 
     /// Says what may be done when the answer to a submit was lost.
@@ -141,6 +77,13 @@ impl ScriptedProvider {
         self
     }
 
+    /// Makes every look-up of a lost submission answer that it cannot tell.
+    #[must_use]
+    pub fn with_vague_find(mut self) -> Self {
+        self.remembers = false;
+        self
+    }
+
     /// Takes away the ability to cancel.
     #[must_use]
     pub fn without_cancel(mut self) -> Self {
@@ -152,6 +95,20 @@ impl ScriptedProvider {
     #[must_use]
     pub fn with_callback(mut self) -> Self {
         self.capabilities.callback = true;
+        self
+    }
+
+    /// Makes its callbacks all that is ever heard of a run.
+    #[must_use]
+    pub fn with_only_callback(mut self) -> Self {
+        self.capabilities = self.capabilities.with_only_callback();
+        self
+    }
+
+    /// Makes it answer each submit with the output itself.
+    #[must_use]
+    pub fn with_spools(mut self) -> Self {
+        self.capabilities = self.capabilities.with_spools();
         self
     }
 
@@ -196,14 +153,26 @@ impl ScriptedProvider {
     #[must_use]
     pub fn callback_of(&self, submission: &SubmissionId, now: Timestamp) -> Option<(Url, Callback)> {
         let remote = self.lock();
-        let (id, run) = remote.runs.iter().find(|(_, run)| run.submission == *submission)?;
-        let callback = Callback::new([("scripted-signature", self.secret())], id.clone().into_bytes(), now);
-        Some((run.callback.clone()?, callback))
+        let (id, run) = remote.run_of(submission)?;
+        let body = format!("{id} {}", run.word()).into_bytes();
+        Some((run.callback.clone()?, Callback::new([("scripted-signature", self.secret())], body, now)))
+    }
+
+    /// Lets a run that goes on for ever succeed.
+    pub fn end(&self, submission: &SubmissionId) {
+        if let Some(run) = self.lock().runs.values_mut().find(|run| run.submission == *submission) {
+            run.scene = Scene::EndsAtOnce;
+        }
     }
 
     /// From now on the remote takes the key for a wrong one, whatever it is asked.
     pub fn revoke_key(&self) {
         self.lock().key_revoked = true;
+    }
+
+    /// From now on the remote takes the key again.
+    pub fn mend_key(&self) {
+        self.lock().key_revoked = false;
     }
 
     /// Every submission that reached the remote, accepted or not, in order.
@@ -222,6 +191,18 @@ impl ScriptedProvider {
     #[must_use]
     pub fn calls(&self) -> usize {
         self.lock().calls
+    }
+
+    /// How often somebody looked how a submission is doing.
+    #[must_use]
+    pub fn looks(&self, submission: &SubmissionId) -> u32 {
+        self.lock().run_of(submission).map_or(0, |(_, run)| run.looks)
+    }
+
+    /// The most runs that were ever live at once. One ends when somebody sees its end.
+    #[must_use]
+    pub fn most_live(&self) -> usize {
+        self.lock().most_live
     }
 
     /// What must appear in no handle, log line or error: the signed part of its output links.
@@ -259,24 +240,6 @@ impl ScriptedProvider {
     }
 }
 
-impl Remote {
-    fn accept(&mut self, options: &SubmitOptions, kind: StepKind, scene: Scene) -> String {
-        let submission = &options.submission;
-        self.accepted.push(submission.clone());
-        let remote_id = format!("run-{}", self.accepted.len());
-        let run = Run {
-            submission: submission.clone(),
-            kind,
-            scene,
-            polls: 0,
-            canceled: false,
-            callback: options.callback.clone(),
-        };
-        self.runs.insert(remote_id.clone(), run);
-        remote_id
-    }
-}
-
 #[async_trait]
 impl Provider for ScriptedProvider {
     fn id(&self) -> ProviderId {
@@ -293,7 +256,11 @@ impl Provider for ScriptedProvider {
             return Err(self.error(ErrorKind::Unsupported, "no such model"));
         }
         let submission = &options.submission;
-        let (remote_id, hangs) = {
+        let spool = options.spool.as_ref().filter(|_| self.capabilities.spools);
+        if self.capabilities.spools && spool.is_none() {
+            return Err(self.error(ErrorKind::Internal, "there is no spool for the answer"));
+        }
+        let (remote_id, hangs, bytes) = {
             let mut remote = self.lock();
             let scene = match remote.scenes.get_mut(&kind).and_then(VecDeque::pop_front) {
                 Some(scene) => scene,
@@ -308,11 +275,11 @@ impl Provider for ScriptedProvider {
                 return Err(self.error(ErrorKind::Unauthorized, "the key is wrong"));
             }
             let keyed = !matches!(self.capabilities.resubmit, Resubmit::Never);
-            let known = remote.runs.iter().find(|(_, run)| run.submission == *submission);
-            if let (true, Some((id, _))) = (keyed, known) {
+            if let (true, Some((id, _))) = (keyed, remote.run_of(submission)) {
                 // The same key: the run that it bought, and no other.
                 return Ok(Handle::new(self.id.clone(), id.clone()));
             }
+            let bytes = remote.outputs.get(&kind).cloned().unwrap_or_else(|| sample(kind));
             match scene {
                 Scene::Rejects(kind) => return Err(self.error(kind, "the scene says no")),
                 Scene::RateLimits(delay) => {
@@ -323,20 +290,30 @@ impl Provider for ScriptedProvider {
                     remote.accept(options, kind, Scene::Succeeds { after_polls: 0 });
                     return Err(self.error(ErrorKind::OutcomeUnknown, "connection reset"));
                 }
-                Scene::Hangs => (remote.accept(options, kind, Scene::Succeeds { after_polls: 0 }), true),
-                scene => (remote.accept(options, kind, scene), false),
+                Scene::Hangs => (remote.accept(options, kind, Scene::Succeeds { after_polls: 0 }), true, bytes),
+                scene => (remote.accept(options, kind, scene), false, bytes),
             }
         };
         if hangs {
             std::future::pending::<()>().await;
         }
-        Ok(Handle::new(self.id.clone(), remote_id))
+        let Some(spool) = spool else { return Ok(Handle::new(self.id.clone(), remote_id)) };
+        let lost = |e| self.error(ErrorKind::OutcomeUnknown, "the answer could not be kept").with_source(e);
+        let output = spool.keep(bytes.into()).await.map_err(lost)?;
+        Ok(Handle::spooled(self.id.clone(), submission, &output))
     }
 
     async fn poll(&self, handle: &Handle) -> Result<Snapshot> {
+        if let Some(end) = handle.spooled_end() {
+            return Ok(end);
+        }
+        if self.capabilities.only_callback {
+            return Ok(handle.end().unwrap_or_else(|| Snapshot::running(None)));
+        }
         let mut remote = self.call()?;
         let unknown = || self.error(ErrorKind::NotFound, "no such run");
         let run = remote.runs.get_mut(&handle.remote_id).ok_or_else(unknown)?;
+        run.looks = run.looks.saturating_add(1);
         if run.canceled {
             return Ok(Snapshot::canceled());
         }
@@ -351,6 +328,7 @@ impl Provider for ScriptedProvider {
                 return Err(self.error(ErrorKind::RateLimited, "slow down").with_retry_after(*delay));
             }
             Scene::Bills(cost) => succeeded(handle).with_cost(*cost),
+            Scene::Uses(usage) => succeeded(handle).with_usage(*usage),
             Scene::Succeeds { after_polls } if run.polls <= *after_polls => {
                 // A few polls at most: exact in an f32.
                 #[expect(clippy::cast_precision_loss, reason = "scenes have few polls")]
@@ -390,15 +368,7 @@ impl Provider for ScriptedProvider {
         remote.cancels.push(handle.remote_id.clone());
         let run =
             remote.runs.get_mut(&handle.remote_id).ok_or_else(|| self.error(ErrorKind::NotFound, "no such run"))?;
-        let ended = match run.scene {
-            Scene::EndsAtOnce | Scene::Fails(_) => true,
-            Scene::Succeeds { after_polls } => run.polls > after_polls,
-            Scene::Bills(_) | Scene::Truncates { .. } | Scene::Overruns | Scene::Stalls | Scene::Expires => {
-                run.polls > 0
-            }
-            _ => false,
-        };
-        if ended && !run.canceled {
+        if run.ended() && !run.canceled {
             return Err(self.error(ErrorKind::TooLate, "it ended"));
         }
         run.canceled = true;
@@ -410,7 +380,10 @@ impl Provider for ScriptedProvider {
             return Err(self.error(ErrorKind::Unsupported, "cannot look up"));
         }
         let remote = self.call()?;
-        let found = remote.runs.iter().find(|(_, run)| run.submission == submission.id);
+        if !self.remembers {
+            return Ok(Lookup::Unknown);
+        }
+        let found = remote.run_of(&submission.id);
         if found.is_some_and(|(_, run)| matches!(run.scene, Scene::Garbles)) {
             return Err(self.garbled());
         }
@@ -424,8 +397,19 @@ impl Provider for ScriptedProvider {
         if callback.header("scripted-signature") != Some(self.secret()) {
             return Err(forged(&self.id));
         }
-        let run = std::str::from_utf8(&callback.body).map_err(|_| self.garbled())?;
-        self.lock().runs.contains_key(run).then(|| Handle::new(self.id.clone(), run)).ok_or_else(|| self.garbled())
+        let body = std::str::from_utf8(&callback.body).map_err(|_| self.garbled())?;
+        let (run, word) = body.split_once(' ').ok_or_else(|| self.garbled())?;
+        let handle = Handle::new(self.id.clone(), run);
+        if !self.capabilities.only_callback {
+            return Ok(handle);
+        }
+        let end = match word {
+            "succeeded" => succeeded(&handle),
+            "failed" => Snapshot::failed(RunFailure::new(ErrorKind::Unavailable, "the callback says so")),
+            "canceled" => Snapshot::canceled(),
+            _ => return Ok(handle),
+        };
+        Ok(handle.with_end(&end))
     }
 }
 
@@ -435,20 +419,4 @@ fn forged(id: &ProviderId) -> Error {
 
 fn succeeded(handle: &Handle) -> Snapshot {
     Snapshot::succeeded(vec![Output::new(format!("{}{SIGNATURE}", handle.remote_id))])
-}
-
-/// The smallest bytes that are told as the right type by their head.
-fn sample(kind: StepKind) -> Bytes {
-    let media_type = match kind {
-        StepKind::Image => MediaType::Png,
-        StepKind::Video | StepKind::Compose => MediaType::Mp4,
-        StepKind::Speech => MediaType::Wav,
-        StepKind::Thumbnail => MediaType::Jpeg,
-    };
-    Bytes::from_static(match media_type {
-        MediaType::Png => b"\x89PNG\r\n\x1a\nscripted",
-        MediaType::Mp4 => b"\0\0\0\x18ftypisom\0\0\0\0isomscripted",
-        MediaType::Wav => b"RIFF\x24\0\0\0WAVEfmt scripted",
-        _ => b"\xff\xd8\xff\xe0scripted",
-    })
 }

@@ -6,10 +6,11 @@ use crate::error::{Error, ErrorKind};
 use crate::job::{Failure, StepRecord, StepState};
 use crate::money::{Cost, CostBasis, Usage, Usd};
 use crate::pipeline::fetch::{FetchError, fetch};
+use crate::pipeline::route::Asked;
 use crate::pipeline::run::{Halt, Run};
 use crate::pipeline::step::{self, Overdue};
 use crate::pipeline::{PlannedStep, Route};
-use crate::provider::{Capabilities, Handle, Output, RunFailure, RunState, Snapshot, Spool};
+use crate::provider::{Capabilities, Handle, Output, ProviderId, RunFailure, RunState, Snapshot, Spool};
 use crate::vidgen::media_prefix;
 
 /// The longest wait between two polls of a run.
@@ -37,11 +38,13 @@ pub(crate) struct Polling<'a> {
     calls_back: bool,
     delay: Duration,
     began: Duration,
-    /// When it was last asked.
+    /// When it was last asked, and after how many calls.
     asked: Duration,
+    heard: u64,
     written: Duration,
     bad_copies: u32,
     store_failures: u32,
+    overran: bool,
 }
 
 impl<'a> Polling<'a> {
@@ -61,9 +64,11 @@ impl<'a> Polling<'a> {
             delay,
             began,
             asked: began,
+            heard: run.calls(),
             written: began,
             bad_copies: 0,
             store_failures: 0,
+            overran: false,
         }
     }
 
@@ -72,18 +77,23 @@ impl<'a> Polling<'a> {
         loop {
             let record = self.run.record(self.planned.step);
             let StepState::Accepted { handle, cancel_sent, .. } = &record.state else { return Ok(()) };
-            self.wait().await?;
-            if let Some(news) = self.news(&record).await {
-                self.run.checkpoint(news, None).await?;
-                continue;
-            }
-            if self.run.canceled() && !cancel_sent && self.capabilities.cancel {
+            let cancels = !cancel_sent && self.capabilities.cancel;
+            self.wait(&handle.provider, cancels).await?;
+            if self.run.canceled() && cancels {
                 self.cancel(&record, handle).await?;
                 continue;
             }
+            let record = match self.news(&record).await {
+                Some(news) => {
+                    self.run.checkpoint(news, None).await?;
+                    self.run.record(self.planned.step)
+                }
+                None => record,
+            };
+            let StepState::Accepted { handle, .. } = &record.state else { return Ok(()) };
             self.asked = self.run.inner.clock.monotonic();
             let snapshot = self.run.ask(self.route.provider.poll(handle)).await?;
-            self.run.heed(&handle.provider, snapshot.as_ref().map(|_| ()));
+            self.run.heed(&handle.provider, Asked::ToLook, snapshot.as_ref().map(|_| ()));
             // Only what goes on is late: a run that ended while nobody looked is there to be fetched,
             // and who just began to look must not take one error for an answer.
             let goes_on = match &snapshot {
@@ -96,30 +106,37 @@ impl<'a> Polling<'a> {
             match snapshot {
                 Ok(snapshot) => self.see(&record, snapshot).await?,
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    let cost = self.cost(&record, None, None);
-                    let now = self.run.now();
-                    let sent = self.run.sent(self.planned.step);
-                    let (record, cost) = step::after_loss(&record, self.planned, &self.capabilities, cost, sent, now);
-                    self.run.checkpoint(record, cost).await?;
+                    // Its end may have been told while it was asked for.
+                    match self.news(&record).await {
+                        Some(news) => self.run.checkpoint(news, None).await.map(|_| ())?,
+                        None => self.lose(&record, self.run.sent(self.planned.step)).await?,
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(job = %self.run.job.id, step = %self.planned.step, %error, "poll");
-                    self.slow_down(error.retry_after());
+                    self.after_error(error.retry_after());
                 }
             }
         }
     }
 
-    /// Waits for the next poll. A callback shortens it, but not below what the provider allows:
-    /// one that is sent again and again is no reason to ask again and again.
-    async fn wait(&self) -> Result<(), Halt> {
-        self.run.pause(self.delay).await?;
-        let clock = &self.run.inner.clock;
-        let floor = self.capabilities.poll_floor.saturating_sub(clock.monotonic().saturating_sub(self.asked));
-        if !floor.is_zero() && !self.run.canceled() {
-            self.run.pause(floor).await?;
+    /// Waits for the next poll, or until the run is to be canceled. A callback shortens it, also one
+    /// that came while the last poll was on its way; but not below what the provider allows: one that
+    /// is sent again and again is no reason to ask again and again.
+    async fn wait(&mut self, provider: &ProviderId, cancels: bool) -> Result<(), Halt> {
+        let (run, floor) = (self.run, self.capabilities.poll_floor);
+        let began = run.inner.clock.monotonic();
+        loop {
+            let (calls, now) = (run.calls(), run.inner.clock.monotonic());
+            let due = if calls == self.heard { began + self.delay } else { self.asked + floor };
+            let left = due.saturating_sub(now).max(run.inner.breakers.cooling(provider, now));
+            if left.is_zero() || run.canceled() && cancels {
+                run.check()?;
+                self.heard = calls;
+                return Ok(());
+            }
+            run.pause(left).await?;
         }
-        Ok(())
     }
 
     /// The record after a callback told more of a run of which nothing else is ever heard.
@@ -127,6 +144,7 @@ impl<'a> Polling<'a> {
         if !self.capabilities.only_callback {
             return None;
         }
+        // The hint that a call came may get lost: it is looked for with every poll.
         self.run.hear().await;
         step::after_news(record, &self.run.told(record.open_submission()?)?)
     }
@@ -137,7 +155,7 @@ impl<'a> Polling<'a> {
 
     /// Asks for the end of a run that takes too long, or no longer waits for it; false if neither
     /// is to be done now.
-    async fn end_late(&self, record: &StepRecord) -> Result<bool, Halt> {
+    async fn end_late(&mut self, record: &StepRecord) -> Result<bool, Halt> {
         let StepState::Accepted { handle, cancel_sent, .. } = &record.state else { return Ok(false) };
         match step::overdue(record, &self.run.inner.timing, self.run.now()) {
             Overdue::No => return Ok(false),
@@ -145,6 +163,8 @@ impl<'a> Polling<'a> {
                 self.cancel(record, handle).await?;
             }
             Overdue::Cancel => return Ok(false),
+            // Where nobody can be asked, that is what an end looks like whose callbacks were lost.
+            Overdue::GiveUp if self.is_unheard(record) => self.lose(record, true).await?,
             Overdue::GiveUp => {
                 let failure = Failure::coded("timed_out", format!("the {} took too long", self.planned.step));
                 let cost = self.cost(record, None, None);
@@ -155,13 +175,14 @@ impl<'a> Polling<'a> {
     }
 
     async fn see(&mut self, record: &StepRecord, snapshot: Snapshot) -> Result<(), Halt> {
+        if matches!(snapshot.state, RunState::Running) {
+            self.progress(record, snapshot.progress).await?;
+            self.slow_down(snapshot.poll_after);
+            return Ok(());
+        }
         let cost = self.cost(record, snapshot.cost, snapshot.usage);
         match snapshot.state {
-            RunState::Running => {
-                self.progress(record, snapshot.progress).await?;
-                self.slow_down(snapshot.poll_after);
-                Ok(())
-            }
+            RunState::Running => Ok(()),
             // Its owner does not want it any more, but it was bought: the cost is real (M11).
             RunState::Succeeded(_) if self.run.canceled() => self.waste(record, canceled(), cost).await,
             RunState::Succeeded(outputs) => match outputs.first() {
@@ -246,13 +267,33 @@ impl<'a> Polling<'a> {
         Ok(())
     }
 
-    async fn cancel(&self, record: &StepRecord, handle: &Handle) -> Result<(), Halt> {
+    async fn cancel(&mut self, record: &StepRecord, handle: &Handle) -> Result<(), Halt> {
+        // How it ended is soon to be seen.
+        self.delay = self.capabilities.poll_floor;
         // Written first, so that its end is asked for once, whatever crashes.
         self.run.checkpoint(step::cancel_sent(record), None).await?;
         if let Err(error) = self.run.answered(self.route.provider.cancel(handle)).await {
             tracing::info!(job = %self.run.job.id, step = %self.planned.step, %error, "cancel");
+            let record = self.run.record(self.planned.step);
+            if error.kind() == ErrorKind::TooLate && self.run.canceled() && self.is_unheard(&record) {
+                // Nothing was paid for, so that its end need not be waited for: it may never be told.
+                self.waste(&record, canceled(), Cost::FREE).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Whether nothing but a callback tells of the run, and nothing is lost with it.
+    fn is_unheard(&self, record: &StepRecord) -> bool {
+        let free = |submission| step::is_free(submission, &self.capabilities);
+        self.capabilities.only_callback && record.open_submission().is_some_and(free)
+    }
+
+    /// Nothing more will be heard of the run.
+    async fn lose(&mut self, record: &StepRecord, sent: bool) -> Result<(), Halt> {
+        let cost = self.cost(record, None, None);
+        let (record, cost) = step::after_loss(record, self.planned, &self.capabilities, cost, sent, self.run.now());
+        self.run.checkpoint(record, cost).await.map(|_| ())
     }
 
     async fn waste(&self, record: &StepRecord, failure: Failure, cost: Cost) -> Result<(), Halt> {
@@ -273,16 +314,31 @@ impl<'a> Polling<'a> {
         Ok(())
     }
 
-    /// The next poll comes later than this one did, within what the provider and its usual pace allow.
+    /// The next poll comes later than this one did, within what the provider and its usual pace
+    /// allow; or much later, where a callback will come.
     fn slow_down(&mut self, wish: Option<Duration>) {
-        let typical = self.typical();
-        let slowest =
-            (typical / 10).clamp(self.capabilities.poll_floor, SLOWEST_POLL.max(self.capabilities.poll_floor));
-        self.delay = match wish {
-            Some(wish) => wish.max(self.capabilities.poll_floor),
-            None if self.calls_back => SAFETY_NET.max(self.capabilities.poll_floor),
-            None => (self.delay + self.delay / 2).clamp(self.capabilities.poll_floor, slowest),
-        };
+        let floor = self.capabilities.poll_floor;
+        let net = if self.calls_back { SAFETY_NET } else { Duration::ZERO };
+        match wish {
+            Some(wish) => self.delay = wish.max(net).max(floor),
+            None if self.calls_back => self.delay = net.max(floor),
+            None => self.delay_more(),
+        }
+    }
+
+    /// The next poll comes when the provider says so, else a little later than this one did: it may
+    /// be what a callback asked for.
+    fn after_error(&mut self, wish: Option<Duration>) {
+        match wish {
+            Some(wish) => self.delay = wish.max(self.capabilities.poll_floor),
+            None => self.delay_more(),
+        }
+    }
+
+    fn delay_more(&mut self) {
+        let floor = self.capabilities.poll_floor;
+        let slowest = (self.typical() / 10).clamp(floor, SLOWEST_POLL.max(floor));
+        self.delay = (self.delay + self.delay / 2).clamp(floor, slowest);
     }
 
     /// How long a run of this very model usually takes.
@@ -295,10 +351,10 @@ impl<'a> Polling<'a> {
     }
 
     /// What the run costs; far more than was held for it is a reason to look at the price (M7).
-    fn cost(&self, record: &StepRecord, stated: Option<Usd>, usage: Option<Usage>) -> Cost {
+    fn cost(&mut self, record: &StepRecord, stated: Option<Usd>, usage: Option<Usage>) -> Cost {
         let Some(submission) = record.open_submission() else { return Cost::FREE };
         let cost = step::cost_of(stated, usage, submission, self.planned);
-        if cost.amount > submission.hold.times(OVERRUN) {
+        if cost.amount > submission.hold.times(OVERRUN) && !std::mem::replace(&mut self.overran, true) {
             let (job, provider, model) = (&self.run.job, &submission.provider, &submission.model);
             tracing::error!(job = %job.id, %provider, %model, cost = %cost.amount, held = %submission.hold, "a run cost far more than its price; the model is paused for this tenant");
             self.run.inner.breakers.overrun(&job.tenant, provider, model, self.run.inner.clock.monotonic());

@@ -15,8 +15,9 @@ use crate::tenant::TenantId;
 
 /// How often one route is tried for a step, as the tutorial has it.
 pub const MAX_ATTEMPTS: usize = 3;
-/// How often a provider may say "slow down" to one step before that counts as out of order.
-const MAX_RATE_LIMITS: usize = 30;
+/// How often a route may put one step off (slow down, no such key, no money) before that counts as
+/// out of order: with the pauses between, that is minutes of rate limits, or hours of a bad key.
+const MAX_PUT_OFF: usize = 30;
 /// The wait before the second attempt, as the tutorial has it.
 const FIRST_BACKOFF: Duration = Duration::from_secs(5);
 /// No wait is longer than this.
@@ -32,8 +33,8 @@ const BREAKER_PAUSE: Duration = Duration::from_secs(30);
 const SHUT_PAUSE: Duration = Duration::from_secs(60);
 /// ... up to this long; then one submission probes whether somebody has mended it.
 const MAX_SHUT_PAUSE: Duration = Duration::from_secs(600);
-/// A route that may be taken again so soon is waited for, rather than left for the next one: a
-/// rate limit is no outage.
+/// A rate limit that is over so soon is waited for, rather than the route left for the next one: it
+/// is no outage.
 const WORTH_WAITING: Duration = Duration::from_secs(10);
 /// After a run cost more than twice what was held for it, its model is not bought for that tenant
 /// for so long (M7): somebody has to look at the price table.
@@ -53,6 +54,29 @@ pub fn backoff(failures: usize) -> Duration {
         .unwrap_or(MAX_BACKOFF)
 }
 
+/// How long a route is to be left alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pause {
+    /// So long; zero lets a submission through.
+    pub wait: Duration,
+    /// Whether that is a rate limit's word alone.
+    pub rate_limit: bool,
+}
+
+impl From<Duration> for Pause {
+    fn from(wait: Duration) -> Self {
+        Self { wait, rate_limit: false }
+    }
+}
+
+impl Pause {
+    /// By a rate limit's word.
+    #[must_use]
+    pub fn rate_limit(wait: Duration) -> Self {
+        Self { wait, rate_limit: true }
+    }
+}
+
 /// Which route to take next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
@@ -66,8 +90,14 @@ pub enum Choice {
 
 /// Whether `attempt` says that its route cannot do this step at all, now or later.
 fn is_final_for_route(attempt: &StepAttempt) -> bool {
-    // A key that is refused, or an account that is empty, is the operator's to mend meanwhile.
     matches!(attempt.kind, ErrorKind::Unsupported | ErrorKind::NotFound)
+}
+
+/// Whether an attempt that ended like this was put off rather than failed: it says nothing of the
+/// step, and somebody will mend it meanwhile (the provider its load, the operator the key or the account).
+#[must_use]
+pub fn is_put_off(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::RateLimited | ErrorKind::Unauthorized | ErrorKind::OverBudget)
 }
 
 /// The attempts that count: those after the last retry of the job.
@@ -78,26 +108,26 @@ fn counted<'a>(record: &'a StepRecord, route: &'a PlannedRoute) -> impl Iterator
 /// How many failures of `route` count against it.
 #[must_use]
 pub fn failures(record: &StepRecord, route: &PlannedRoute) -> usize {
-    counted(record, route).filter(|a| a.kind != ErrorKind::RateLimited).count()
+    counted(record, route).filter(|a| !is_put_off(a.kind)).count()
 }
 
 /// Chooses by the plan's order: the first route that has attempts left and whose breaker lets it.
 /// `pause` says how long a route's breaker stays shut.
 #[must_use]
-pub fn choose(step: &PlannedStep, record: &StepRecord, pause: impl Fn(&PlannedRoute) -> Duration) -> Choice {
+pub fn choose<P: Into<Pause>>(step: &PlannedStep, record: &StepRecord, pause: impl Fn(&PlannedRoute) -> P) -> Choice {
     let mut shortest: Option<Duration> = None;
     for (n, route) in step.routes.iter().enumerate() {
         let out = counted(record, route).any(is_final_for_route)
             || failures(record, route) >= MAX_ATTEMPTS
-            || counted(record, route).count() >= MAX_RATE_LIMITS;
+            || counted(record, route).count() >= MAX_PUT_OFF;
         if out {
             continue;
         }
-        let wait = pause(route);
+        let Pause { wait, rate_limit } = pause(route).into();
         if wait.is_zero() {
             return Choice::Route(n);
         }
-        if wait <= WORTH_WAITING && shortest.is_none() {
+        if rate_limit && wait <= WORTH_WAITING && shortest.is_none() {
             return Choice::Pause(wait);
         }
         shortest = Some(shortest.map_or(wait, |s| s.min(wait)));
@@ -119,10 +149,21 @@ struct Memory {
     overruns: HashMap<(TenantId, ProviderId, ModelId), Duration>,
 }
 
+/// What a provider was asked when it took our key, or did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// To take a submission.
+    ToRun,
+    /// How one is doing.
+    ToLook,
+}
+
 /// A provider that refuses our key or our account.
 #[derive(Debug)]
 struct Shut {
     kind: ErrorKind,
+    /// Whether a submit was refused, and not only a look at a run.
+    submits: bool,
     since: Timestamp,
     pause: Duration,
     until: Duration,
@@ -147,49 +188,61 @@ struct Breaker {
 }
 
 impl Breakers {
-    /// How long to leave `route` alone, `now` being monotonic. Zero lets one submission through;
-    /// after a pause that one is the probe, and others wait for what becomes of it.
-    pub fn pause(&self, route: &PlannedRoute, tenant: &TenantId, now: Duration) -> Duration {
+    /// How long to leave `route` alone, `now` being monotonic.
+    pub fn pause(&self, route: &PlannedRoute, tenant: &TenantId, now: Duration) -> Pause {
+        self.lock().pause(route, tenant, now)
+    }
+
+    /// Whether a submission may go to `route` now; asked by whoever sends one, right before. After a
+    /// pause, the one that is let through is the probe, and others wait for what becomes of it.
+    pub fn pass(&self, route: &PlannedRoute, tenant: &TenantId, now: Duration) -> bool {
         let mut memory = self.lock();
-        let left = |until: Option<&Duration>| until.map_or(Duration::ZERO, |until| until.saturating_sub(now));
-        let (provider, model) = (route.provider.clone(), route.model.clone());
-        let cooling = left(memory.cooling.get(&provider));
-        let overrun = left(memory.overruns.get(&(tenant.clone(), provider.clone(), model.clone())));
-        let shut = left(memory.shut.get(&provider).map(|shut| &shut.until));
-        let key = (provider.clone(), model);
-        let broken = left(memory.models.get(&key).and_then(|breaker| breaker.open_until.as_ref()));
-        let wait = cooling.max(overrun).max(shut).max(broken);
-        if wait.is_zero() {
-            if let Some(until) = memory.models.get_mut(&key).and_then(|breaker| breaker.open_until.as_mut()) {
-                *until = now + BREAKER_PAUSE;
-            }
-            if let Some(shut) = memory.shut.get_mut(&provider) {
-                shut.pause = (shut.pause * 2).min(MAX_SHUT_PAUSE);
-                shut.until = now + shut.pause;
-            }
+        if !memory.pause(route, tenant, now).wait.is_zero() {
+            return false;
         }
-        wait
+        let key = (route.provider.clone(), route.model.clone());
+        if let Some(until) = memory.models.get_mut(&key).and_then(|breaker| breaker.open_until.as_mut()) {
+            *until = now + BREAKER_PAUSE;
+        }
+        if let Some(shut) = memory.shut.get_mut(&route.provider) {
+            shut.pause = (shut.pause * 2).min(MAX_SHUT_PAUSE);
+            shut.until = now + shut.pause;
+        }
+        true
+    }
+
+    /// How long a provider wants to be left alone, by its own word: also by who only looks.
+    pub fn cooling(&self, provider: &ProviderId, now: Duration) -> Duration {
+        left(self.lock().cooling.get(provider), now)
     }
 
     /// Records that a provider refuses our key or our account: until it takes something again,
     /// it gets no more than a probe now and then. Says whether this is news.
-    pub fn shut(&self, provider: &ProviderId, kind: ErrorKind, at: Timestamp, now: Duration) -> bool {
+    pub fn shut(&self, provider: &ProviderId, kind: ErrorKind, asked: Asked, at: Timestamp, now: Duration) -> bool {
         let mut memory = self.lock();
         let known = memory.shut.contains_key(provider);
         let shut = memory.shut.entry(provider.clone()).or_insert(Shut {
             kind,
+            submits: false,
             since: at,
             pause: SHUT_PAUSE,
             until: Duration::ZERO,
         });
         shut.kind = kind;
-        shut.until = now + shut.pause;
+        shut.submits |= asked == Asked::ToRun;
+        // Looks go on all the while: were they to prolong the pause, nothing would ever probe.
+        if !known || asked == Asked::ToRun {
+            shut.until = now + shut.pause;
+        }
         !known
     }
 
-    /// Records that a provider took our key. Says whether this is news.
-    pub fn reopened(&self, provider: &ProviderId) -> bool {
-        self.lock().shut.remove(provider).is_some()
+    /// Records that a provider took our key. Says whether this is news. That it answers how a run
+    /// is doing does not mean that it takes a new one: the account may be empty all the same.
+    pub fn reopened(&self, provider: &ProviderId, asked: Asked) -> bool {
+        let mut memory = self.lock();
+        let proven = |shut: &Shut| asked == Asked::ToRun || !shut.submits;
+        memory.shut.get(provider).is_some_and(proven) && memory.shut.remove(provider).is_some()
     }
 
     /// Records that a provider wants to be left alone for `wait`.
@@ -236,6 +289,23 @@ impl Breakers {
             breaker.open_until = Some(now + BREAKER_PAUSE);
         }
     }
+}
+
+impl Memory {
+    fn pause(&self, route: &PlannedRoute, tenant: &TenantId, now: Duration) -> Pause {
+        let (provider, model) = (route.provider.clone(), route.model.clone());
+        let cooling = left(self.cooling.get(&provider), now);
+        let overrun = left(self.overruns.get(&(tenant.clone(), provider.clone(), model.clone())), now);
+        let shut = left(self.shut.get(&provider).map(|shut| &shut.until), now);
+        let breaker = self.models.get(&(provider, model));
+        let broken = left(breaker.and_then(|breaker| breaker.open_until.as_ref()), now);
+        let wait = cooling.max(overrun).max(shut).max(broken);
+        Pause { wait, rate_limit: wait == cooling }
+    }
+}
+
+fn left(until: Option<&Duration>, now: Duration) -> Duration {
+    until.map_or(Duration::ZERO, |until| until.saturating_sub(now))
 }
 
 #[cfg(test)]
@@ -298,7 +368,7 @@ mod tests {
         assert_eq!(choose(&step(), &record(&[("a", ErrorKind::NotFound)]), OPEN), Choice::Route(1));
         let limited = [("a", ErrorKind::RateLimited); 5];
         assert_eq!(choose(&step(), &record(&limited), OPEN), Choice::Route(0));
-        let limited = [("a", ErrorKind::RateLimited); MAX_RATE_LIMITS];
+        let limited = [("a", ErrorKind::RateLimited); MAX_PUT_OFF];
         assert_eq!(choose(&step(), &record(&limited), OPEN), Choice::Route(1));
     }
 
@@ -324,13 +394,15 @@ mod tests {
         for second in 0..4 {
             breakers.record(&a.provider, &a.model, false, at(second));
         }
-        assert_eq!(breakers.pause(&a, &tenant(), at(4)), Duration::ZERO);
+        assert!(breakers.pass(&a, &tenant(), at(4)));
         breakers.record(&a.provider, &a.model, false, at(4));
-        assert_eq!(breakers.pause(&a, &tenant(), at(4)), at(30));
-        assert_eq!(breakers.pause(&a, &tenant(), at(34)), Duration::ZERO);
-        assert_eq!(breakers.pause(&a, &tenant(), at(34)), at(30), "one probe only");
+        assert_eq!(breakers.pause(&a, &tenant(), at(4)), at(30).into());
+        assert!(!breakers.pass(&a, &tenant(), at(4)));
+        assert_eq!(breakers.pause(&a, &tenant(), at(34)).wait, Duration::ZERO, "who only asks takes no probe");
+        assert!(breakers.pass(&a, &tenant(), at(34)));
+        assert_eq!(breakers.pause(&a, &tenant(), at(34)), at(30).into(), "one probe only");
         breakers.record(&a.provider, &a.model, true, at(35));
-        assert_eq!(breakers.pause(&a, &tenant(), at(35)), Duration::ZERO);
+        assert!(breakers.pass(&a, &tenant(), at(35)));
     }
 
     #[test]
@@ -340,7 +412,7 @@ mod tests {
         for n in 0..20 {
             breakers.record(&a.provider, &a.model, false, Duration::from_secs(n * 30));
         }
-        assert_eq!(breakers.pause(&a, &tenant(), Duration::from_secs(600)), Duration::ZERO);
+        assert!(breakers.pass(&a, &tenant(), Duration::from_secs(600)));
     }
 
     #[test]
@@ -367,28 +439,56 @@ mod tests {
         assert_eq!(choose(&step(), &record(&[]), pause(at(107))), Choice::Route(0));
         breakers.cool_down(&a.provider, at(60), at(200));
         breakers.cool_down(&a.provider, at(1), at(200));
-        assert_eq!(breakers.pause(&a, &tenant(), at(200)), at(60), "a later word does not shorten it");
-        assert_eq!(breakers.pause(&b, &tenant(), at(200)), Duration::ZERO);
+        assert_eq!(breakers.pause(&a, &tenant(), at(200)).wait, at(60), "a later word does not shorten it");
+        assert_eq!((breakers.cooling(&a.provider, at(200)), breakers.cooling(&b.provider, at(200))), (at(60), at(0)));
+        assert_eq!(breakers.pause(&b, &tenant(), at(200)).wait, Duration::ZERO);
         assert_eq!(choose(&step(), &record(&[]), pause(at(200))), Choice::Route(1));
+    }
+
+    #[test]
+    fn an_outage_that_is_over_soon_is_not_waited_for() {
+        let a_shut = |r: &PlannedRoute| if r.provider.as_str() == "a" { WORTH_WAITING } else { Duration::ZERO };
+        assert_eq!(choose(&step(), &record(&[]), a_shut), Choice::Route(1));
+    }
+
+    #[test]
+    fn a_refused_key_is_no_failure_of_the_step_and_still_not_tried_for_ever() {
+        for kind in [ErrorKind::Unauthorized, ErrorKind::OverBudget] {
+            assert_eq!(choose(&step(), &record(&[("a", kind); 5]), OPEN), Choice::Route(0));
+            assert_eq!(choose(&step(), &record(&[("a", kind); MAX_PUT_OFF]), OPEN), Choice::Route(1));
+        }
     }
 
     #[test]
     fn a_provider_that_refuses_our_key_is_probed_ever_less_often_until_it_takes_it() {
         let breakers = Breakers::default();
         let (a, at) = (route("a"), Duration::from_secs);
-        assert!(breakers.shut(&a.provider, ErrorKind::Unauthorized, Timestamp::UNIX_EPOCH, at(0)));
-        assert_eq!(breakers.pause(&a, &tenant(), at(0)), at(60));
+        let shut = |now| breakers.shut(&a.provider, ErrorKind::Unauthorized, Asked::ToRun, Timestamp::UNIX_EPOCH, now);
+        assert!(shut(at(0)));
+        assert_eq!(breakers.pause(&a, &tenant(), at(0)), at(60).into());
         assert_eq!(
             breakers.problems().first().map(|p| (p.provider.as_str().to_owned(), p.kind)),
             Some(("a".into(), ErrorKind::Unauthorized))
         );
-        assert_eq!(breakers.pause(&a, &tenant(), at(60)), Duration::ZERO, "the probe");
-        assert_eq!(breakers.pause(&a, &tenant(), at(60)), at(120), "one only");
-        assert!(!breakers.shut(&a.provider, ErrorKind::Unauthorized, Timestamp::UNIX_EPOCH, at(61)), "no news");
-        assert_eq!(breakers.pause(&a, &tenant(), at(61)), at(120));
-        assert!(breakers.reopened(&a.provider) && !breakers.reopened(&a.provider));
-        assert_eq!(breakers.pause(&a, &tenant(), at(62)), Duration::ZERO);
+        assert!(breakers.pass(&a, &tenant(), at(60)), "the probe");
+        assert_eq!(breakers.pause(&a, &tenant(), at(60)), at(120).into(), "one only");
+        assert!(!shut(at(61)), "no news");
+        assert_eq!(breakers.pause(&a, &tenant(), at(61)), at(120).into());
+        assert!(breakers.reopened(&a.provider, Asked::ToRun) && !breakers.reopened(&a.provider, Asked::ToRun));
+        assert!(breakers.pass(&a, &tenant(), at(62)));
         assert_eq!(breakers.problems(), []);
+    }
+
+    #[test]
+    fn who_answers_how_a_run_is_doing_may_still_refuse_a_new_one() {
+        let breakers = Breakers::default();
+        let (a, now) = (route("a"), Duration::ZERO);
+        let shut = |asked| breakers.shut(&a.provider, ErrorKind::OverBudget, asked, Timestamp::UNIX_EPOCH, now);
+        assert!(shut(Asked::ToRun));
+        assert!(!breakers.reopened(&a.provider, Asked::ToLook));
+        assert!(!shut(Asked::ToLook) && !breakers.reopened(&a.provider, Asked::ToLook));
+        assert!(breakers.reopened(&a.provider, Asked::ToRun));
+        assert!(shut(Asked::ToLook) && breakers.reopened(&a.provider, Asked::ToLook), "only looks were refused");
     }
 
     #[test]
@@ -396,8 +496,8 @@ mod tests {
         let breakers = Breakers::default();
         let (a, at) = (route("a"), Duration::from_secs);
         breakers.overrun(&tenant(), &a.provider, &a.model, at(0));
-        assert_eq!(breakers.pause(&a, &tenant(), at(0)), OVERRUN_PAUSE);
-        assert_eq!(breakers.pause(&a, &TenantId::new("other").unwrap(), at(0)), Duration::ZERO);
-        assert_eq!(breakers.pause(&a, &tenant(), OVERRUN_PAUSE), Duration::ZERO);
+        assert_eq!(breakers.pause(&a, &tenant(), at(0)), OVERRUN_PAUSE.into());
+        assert!(breakers.pass(&a, &TenantId::new("other").unwrap(), at(0)));
+        assert!(breakers.pass(&a, &tenant(), OVERRUN_PAUSE));
     }
 }

@@ -13,16 +13,18 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 
 use crate::clock::{later, until};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{Failure, Job, JobOutput, JobState, StepId, StepRecord, StepState};
 use crate::money::{CostEntry, Usd};
 use crate::pipeline::follow::Polling;
+use crate::pipeline::places::Place;
 use crate::pipeline::progress::progress;
+use crate::pipeline::route::{Asked, backoff, is_put_off};
 use crate::pipeline::step::{self, Means, Next};
-use crate::pipeline::task::media_of;
+use crate::pipeline::task::{length_of, media_of};
 use crate::pipeline::{OnUnknown, PlannedStep, Route};
 use crate::provider::{Handle, Resubmit, Spool, Submission};
 use crate::queue::{Ack, Checkpoint, Claim, Claimed, Fenced, JobEnd, MAX_CRASHES, Release, Settlement, Witness};
@@ -42,6 +44,11 @@ const SHORT_WAIT: Duration = Duration::from_millis(500);
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// How long a store that is away is left alone before the spool is looked at again.
 const SPOOL_AGAIN: Duration = Duration::from_secs(5);
+/// Who may be told of a lost submission by a callback looks this often whether it was: the hint that
+/// one came may get lost (Q9).
+const LISTEN_AGAIN: Duration = Duration::from_secs(30);
+/// How often a provider is asked whether it knows the run that a callback named.
+const WITNESS_AGAIN: Duration = Duration::from_secs(15);
 
 /// What the worker tells a running job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +83,16 @@ enum Driven {
     Wait(Timestamp),
 }
 
+/// What is known of a lost submission beside what its provider makes of its id.
+enum Evidence {
+    /// Nothing.
+    Nothing,
+    /// It is this run.
+    Of(Handle),
+    /// Whoever knows has to be asked again: nothing is decided for so long.
+    Ask(Duration),
+}
+
 /// Asks the worker whether its lease is fresh enough to spend money on.
 pub(crate) type MaySubmit = Arc<dyn Fn() -> bool + Send + Sync>;
 
@@ -97,11 +114,12 @@ pub(super) struct Shared {
     cancel: bool,
     /// The steps whose open submission this very run sent.
     pub(super) sent: HashSet<StepId>,
-    /// What callbacks told, and after how many calls that was read.
+    /// What callbacks told, when last it was read.
     witnesses: Vec<Witness>,
-    heard: u64,
     /// The places that the open submissions take among a credential's live runs.
-    pub(super) places: HashMap<StepId, OwnedSemaphorePermit>,
+    pub(super) places: HashMap<StepId, Place>,
+    /// The steps that are about to write an intent.
+    pub(super) buying: HashSet<StepId>,
     /// The store's time, and the monotonic moment when it was read.
     store_time: (Timestamp, Duration),
 }
@@ -127,8 +145,8 @@ pub(crate) async fn run(
         cancel: claimed.job.cancel_requested,
         sent: HashSet::new(),
         witnesses: claimed.job.witnesses.clone(),
-        heard: 0,
         places: HashMap::new(),
+        buying: HashSet::new(),
         store_time: (now, inner.clock.monotonic()),
     };
     let run = Arc::new(Run {
@@ -157,10 +175,15 @@ impl Run {
         let mut running: Vec<StepId> = Vec::new();
         let mut waits: HashMap<StepId, Timestamp> = HashMap::new();
         let mut halted: Option<Halt> = None;
+        let mut signals = self.signals.clone();
+        let mut heard = self.calls();
         loop {
             let now = self.now();
             let startable = self.startable();
-            waits.retain(|id, until| now < *until && startable.iter().any(|s| s.step == *id));
+            let called = self.calls() != heard;
+            heard = self.calls();
+            let over = |id: &StepId| called && matches!(self.record(*id).state, StepState::Intent { .. });
+            waits.retain(|id, until| now < *until && startable.iter().any(|s| s.step == *id) && !over(id));
             if halted.is_none() {
                 for planned in startable {
                     if !running.contains(&planned.step) && !waits.contains_key(&planned.step) {
@@ -204,6 +227,8 @@ impl Run {
                     }
                 }
                 () = self.inner.clock.sleep(wait) => {}
+                // A callback may tell of a submission that another step waits to hear of.
+                changed = signals.changed() => changed.map_err(|_| Halt::Lost)?,
             }
         }
     }
@@ -212,7 +237,7 @@ impl Run {
     async fn hand_back_after(&self, error: &Error) {
         tracing::error!(job = %self.job.id, %error, "a run cannot go on");
         let attempts = usize::try_from(self.job.attempts).unwrap_or_default();
-        self.release(crate::pipeline::route::backoff(attempts + 1), true).await;
+        self.release(backoff(attempts + 1), true).await;
     }
 
     /// The steps that may be worked on: all that are ready, or, once the job is canceled or
@@ -240,15 +265,25 @@ impl Run {
             let record = self.record(id);
             let route = record.open_submission().and_then(|s| self.route_of(id, s));
             let means = self.means(&planned, &record, route.as_ref());
-            if let Some(accepted) = self.evidence(&record, &means).await? {
-                self.checkpoint(accepted, None).await?;
-                continue;
+            match self.evidence(&record, &means, route.as_ref()).await? {
+                Evidence::Nothing => {}
+                Evidence::Of(handle) => {
+                    if let Some(accepted) = step::after_witness(&record, &handle) {
+                        self.checkpoint(accepted, None).await?;
+                        continue;
+                    }
+                }
+                Evidence::Ask(wait) => return Ok(Driven::Wait(later(self.now(), wait))),
             }
             let monotonic = self.inner.clock.monotonic();
             let pause = |route: &_| self.inner.breakers.pause(route, &self.job.tenant, monotonic);
             match step::next(&record, &planned, &means, pause, &self.inner.timing, self.now()) {
                 Next::Ended => return Ok(Driven::Ended),
-                Next::Wait { until } => return Ok(Driven::Wait(until)),
+                Next::Wait { until } => {
+                    let listens = means.calls_back && matches!(record.state, StepState::Intent { .. });
+                    let soon = later(self.now(), LISTEN_AGAIN);
+                    return Ok(Driven::Wait(if listens { until.min(soon) } else { until }));
+                }
                 Next::Write(record) => {
                     self.checkpoint(*record, None).await?;
                 }
@@ -304,45 +339,72 @@ impl Run {
         }
     }
 
-    /// The record of a lost submission after somebody else told of it: a callback, or the answer
-    /// to it, which an earlier process kept.
-    async fn evidence(&self, record: &StepRecord, means: &Means) -> Result<Option<StepRecord>, Halt> {
-        let StepState::Intent { submission } = &record.state else { return Ok(None) };
-        self.hear().await;
-        if let Some(handle) = self.told(submission).filter(|handle| handle.provider == submission.provider) {
-            return Ok(step::after_witness(record, &handle));
+    /// What somebody else than the submit's answer tells of a lost submission: a callback, or the
+    /// answer itself, which an earlier process kept.
+    async fn evidence(&self, record: &StepRecord, means: &Means, route: Option<&Route>) -> Result<Evidence, Halt> {
+        let StepState::Intent { submission } = &record.state else { return Ok(Evidence::Nothing) };
+        if means.calls_back {
+            self.hear().await;
+        }
+        if let (Some(handle), Some(route)) = (self.told(submission), route)
+            && handle.provider == submission.provider
+        {
+            match self.verify(record, submission, means, route, handle).await? {
+                Evidence::Nothing => {}
+                evidence => return Ok(evidence),
+            }
         }
         if !means.capabilities.as_ref().is_some_and(|c| c.spools) {
-            return Ok(None);
+            return Ok(Evidence::Nothing);
         }
         let spool = Spool::new(self.inner.store.clone(), &submission.id).map_err(Halt::Fault)?;
-        match self.ask(spool.kept()).await? {
-            Ok(Some(output)) => {
-                let handle = Handle::spooled(submission.provider.clone(), &submission.id, &output);
-                Ok(step::after_witness(record, &handle))
-            }
-            Ok(None) => Ok(None),
+        Ok(match self.ask(spool.kept()).await? {
+            Ok(Some(output)) => Evidence::Of(Handle::spooled(submission.provider.clone(), &submission.id, &output)),
+            Ok(None) => Evidence::Nothing,
             // Whether it was paid for lies in a store that is away: nothing is decided without it.
             Err(error) => {
                 tracing::warn!(job = %self.job.id, step = %record.step, %error, "the spool cannot be looked at");
-                self.pause(SPOOL_AGAIN).await?;
-                Ok(Some(step::unchanged(record)))
+                Evidence::Ask(SPOOL_AGAIN)
             }
-        }
+        })
     }
 
-    /// Reads what callbacks told since the last time.
-    pub(super) async fn hear(&self) {
-        let calls = self.signals.borrow().wake;
-        if self.lock().heard == calls {
-            return;
+    /// Asks the provider for the run that a callback named. One that it does not know is none: were
+    /// it believed, the step would be paid for and lost, whatever the submission really bought.
+    async fn verify(
+        &self,
+        record: &StepRecord,
+        submission: &Submission,
+        means: &Means,
+        route: &Route,
+        handle: Handle,
+    ) -> Result<Evidence, Halt> {
+        let Some(capabilities) = &means.capabilities else { return Ok(Evidence::Nothing) };
+        let cooling = self.inner.breakers.cooling(&handle.provider, self.inner.clock.monotonic());
+        if !cooling.is_zero() {
+            return Ok(Evidence::Ask(cooling));
         }
+        let seen = self.ask(route.provider.poll(&handle)).await?;
+        self.heed(&handle.provider, Asked::ToLook, seen.as_ref().map(|_| ()));
+        let Err(error) = seen else { return Ok(Evidence::Of(handle)) };
+        tracing::warn!(job = %self.job.id, step = %record.step, %error, "looking for the run that a callback named");
+        if error.kind() == ErrorKind::NotFound {
+            // The claim is kept meanwhile, so that no number of calls makes a number of looks.
+            self.rest(capabilities.poll_floor).await?;
+            return Ok(Evidence::Nothing);
+        }
+        // Who does not answer is asked again; but not for ever: the callback was signed.
+        if self.now() < step::told_by(submission, capabilities, means, &self.inner.timing) {
+            return Ok(Evidence::Ask(error.retry_after().unwrap_or(WITNESS_AGAIN)));
+        }
+        Ok(Evidence::Of(handle))
+    }
+
+    /// Reads what callbacks told. Asked for whether one is known to have come or not, since the hint
+    /// that it did may get lost (Q9).
+    pub(super) async fn hear(&self) {
         match self.inner.queue.get(&self.job.tenant, self.job.id).await {
-            Ok(job) => {
-                let mut shared = self.lock();
-                shared.witnesses = job.witnesses;
-                shared.heard = calls;
-            }
+            Ok(job) => self.lock().witnesses = job.witnesses,
             Err(error) => tracing::warn!(job = %self.job.id, %error, "reading what callbacks told"),
         }
     }
@@ -443,7 +505,7 @@ impl Run {
                 Some(video) => JobEnd::Completed(JobOutput {
                     video: video.clone(),
                     thumbnail: media_of(&records, StepId::Thumbnail).cloned(),
-                    duration: video.content.duration.unwrap_or(self.job.plan.duration),
+                    duration: video.content.duration.unwrap_or_else(|| length_of(&self.job, &records)),
                 }),
                 None => JobEnd::Failed(Failure::new(ErrorKind::Internal, "the plan made no video")),
             }
@@ -542,6 +604,14 @@ impl Run {
         self.check()
     }
 
+    /// Waits for all of `duration`, whoever calls meanwhile, unless the worker stops or the claim is lost.
+    pub(super) async fn rest(&self, duration: Duration) -> Result<(), Halt> {
+        tokio::select! {
+            () = self.inner.clock.sleep(duration) => Ok(()),
+            halt = self.halted() => Err(halt),
+        }
+    }
+
     /// Asks a provider, which may not answer at all, and not for longer than the claim is ours.
     pub(super) async fn ask<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<Result<T>, Halt> {
         tokio::select! {
@@ -578,6 +648,11 @@ impl Run {
         } else {
             Ok(())
         }
+    }
+
+    /// How many calls of providers this run was told of.
+    pub(super) fn calls(&self) -> u64 {
+        self.signals.borrow().wake
     }
 
     pub(crate) fn canceled(&self) -> bool {
@@ -623,9 +698,10 @@ impl Run {
         self.inner.route(&self.job, id, &submission.provider, &submission.model)
     }
 
-    /// How many submissions were bought so far, those before a retry of the job left out (M8).
-    pub(super) fn purchases(&self) -> usize {
-        let shared = self.lock();
+    /// Whether one more submission may be bought for this job, those before a retry of it left out
+    /// (M8). If so, it counts from now on, for the steps beside it.
+    pub(super) fn may_buy(&self, id: StepId) -> bool {
+        let mut shared = self.lock();
         let bought = |r: &StepRecord| {
             let wasted = r.attempts.iter().skip(r.forgiven).filter(|a| a.cost.amount > Usd::ZERO).count();
             let kept = match &r.state {
@@ -634,15 +710,15 @@ impl Run {
             };
             wasted + usize::from(kept)
         };
-        shared.records.iter().map(bought).sum()
+        let purchases = shared.records.iter().map(bought).sum::<usize>() + shared.buying.len();
+        purchases <= self.job.plan.steps.len() && shared.buying.insert(id)
     }
 
     /// Whether a submission failed under this claim. One that failed before was counted then,
     /// however often a breaker or a provider that is asked again makes the job wait since.
     fn used_an_attempt(&self) -> bool {
-        let failed = |records: &[StepRecord]| {
-            records.iter().flat_map(|r| &r.attempts).filter(|a| a.kind != ErrorKind::RateLimited).count()
-        };
+        let failed =
+            |records: &[StepRecord]| records.iter().flat_map(|r| &r.attempts).filter(|a| !is_put_off(a.kind)).count();
         failed(&self.lock().records) > failed(&self.job.steps)
     }
 

@@ -19,7 +19,7 @@ use crate::clock::{later, until};
 use crate::error::{Error, ErrorKind};
 use crate::job::{Failure, JobId, StepAttempt, StepRecord, StepState, submission_id};
 use crate::money::{Cost, CostBasis, CostEntry, Usage, Usd};
-use crate::pipeline::route::{self, Choice};
+use crate::pipeline::route::{self, Choice, Pause};
 use crate::pipeline::{OnUnknown, PlannedRoute, PlannedStep};
 use crate::provider::{Capabilities, Handle, Lookup, Resubmit, RunFailure, Submission};
 
@@ -92,11 +92,11 @@ pub enum Next {
 /// Judges a record as it stands. `means` are those of the submission that is open; `pause` says
 /// how long a route is to be left alone.
 #[must_use]
-pub fn next(
+pub fn next<P: Into<Pause>>(
     record: &StepRecord,
     step: &PlannedStep,
     means: &Means,
-    pause: impl Fn(&PlannedRoute) -> Duration,
+    pause: impl Fn(&PlannedRoute) -> P,
     timing: &Timing,
     now: Timestamp,
 ) -> Next {
@@ -202,17 +202,20 @@ pub fn after_submit(
             Some(after(&record, failed(step, error.kind(), error.message())))
         }
         ErrorKind::RateLimited => {
-            let wait = error.retry_after().unwrap_or_else(|| route::backoff(1));
+            // Who does not say for how long is asked less and less often, or a long run of another's
+            // would use up all the patience there is.
+            let limits = record.attempts.iter().rev().take_while(|a| a.kind == ErrorKind::RateLimited).count();
+            let wait = error.retry_after().unwrap_or_else(|| route::backoff(limits + 1));
             let record = with_attempt(record, submission, error.kind(), error.message(), None, now);
-            Some(after(&record, StepState::Waiting { not_before: later(now, wait) }))
+            Some(aside(record, step, submission, Pause::rate_limit(wait), now))
+        }
+        // The operator's to mend: others may do it meanwhile.
+        ErrorKind::Unauthorized | ErrorKind::OverBudget => {
+            let record = with_attempt(record, submission, error.kind(), error.message(), None, now);
+            Some(aside(record, step, submission, route::backoff(1).into(), now))
         }
         // These say that nothing was bought (rule P8).
-        ErrorKind::NotSent
-        | ErrorKind::Unavailable
-        | ErrorKind::Unauthorized
-        | ErrorKind::OverBudget
-        | ErrorKind::NotFound
-        | ErrorKind::Unsupported => {
+        ErrorKind::NotSent | ErrorKind::Unavailable | ErrorKind::NotFound | ErrorKind::Unsupported => {
             let record = with_attempt(record, submission, error.kind(), error.message(), None, now);
             Some(again(record, step, submission, error.retry_after(), now))
         }
@@ -274,11 +277,13 @@ pub fn after_witness(record: &StepRecord, handle: &Handle) -> Option<StepRecord>
     }
 }
 
-/// The record of a run of which only callbacks are heard, after one told more of it.
+/// The record of a run of which only callbacks are heard, after one told more of it. An end stays
+/// what it is: callbacks overtake one another.
 #[must_use]
 pub fn after_news(record: &StepRecord, news: &Handle) -> Option<StepRecord> {
     let StepState::Accepted { handle, .. } = &record.state else { return None };
-    if handle.remote_id != news.remote_id || handle == news {
+    let another = handle.remote_id != news.remote_id || handle.provider != news.provider;
+    if another || handle.has_end() || handle == news {
         return None;
     }
     let mut state = record.state.clone();
@@ -289,9 +294,16 @@ pub fn after_news(record: &StepRecord, news: &Handle) -> Option<StepRecord> {
 }
 
 /// Until when somebody may still tell what became of a submission.
-fn told_by(submission: &Submission, capabilities: &Capabilities, means: &Means, timing: &Timing) -> Timestamp {
+pub(super) fn told_by(
+    submission: &Submission,
+    capabilities: &Capabilities,
+    means: &Means,
+    timing: &Timing,
+) -> Timestamp {
     let settled = settled_at(submission, capabilities, timing);
-    if means.calls_back { later(settled, timing.find_patience) } else { settled }
+    // What is free and will be run again is not worth an hour's wait: its callback would have come.
+    let again = submission.hold == Usd::ZERO && means.on_unknown == OnUnknown::Resubmit;
+    if means.calls_back && !again { later(settled, timing.find_patience) } else { settled }
 }
 
 /// The record of a submission of which nobody can tell: left in doubt, or bought again if the
@@ -344,9 +356,10 @@ pub fn after_failure(
     (record, entry)
 }
 
-/// The record after the provider forgot a run. One that is free is run again: at once and without
-/// counting if an earlier process `sent` it, since that is what a restart looks like to a provider
-/// in process. A paid one is counted as billed, since an unknown cost is never zero (M7).
+/// The record after the provider forgot a run, or nothing more will be heard of it. One that is free
+/// is run again; at once and without counting if it was not this process that `sent` it, since that
+/// is what a restart looks like to a provider in process. A paid one is counted as billed, since an
+/// unknown cost is never zero (M7).
 #[must_use]
 pub fn after_loss(
     record: &StepRecord,
@@ -358,16 +371,25 @@ pub fn after_loss(
 ) -> (StepRecord, Option<CostEntry>) {
     let Some(submission) = record.open_submission() else { return (record.clone(), None) };
     let reason = "the provider no longer knows the run";
-    if capabilities.resubmit != Resubmit::Free {
+    if !is_free(submission, capabilities) {
         let noted = with_attempt(record, submission, ErrorKind::Protocol, reason, Some(cost), now);
         let entry = cost_entry(record, submission, cost);
         return (after(&noted, failed(step, ErrorKind::Protocol, reason)), Some(entry));
     }
-    if !sent {
+    if !sent && capabilities.resubmit == Resubmit::Free {
         return (after(record, StepState::Waiting { not_before: now }), None);
     }
-    let noted = with_attempt(record, submission, ErrorKind::Unavailable, reason, None, now);
+    // In a slot of its own where callbacks may still come of the lost one: they must not be taken for
+    // the next one's.
+    let slot = capabilities.callback.then_some(Cost::FREE);
+    let noted = with_attempt(record, submission, ErrorKind::Unavailable, reason, slot, now);
     (again(noted, step, submission, None, now), None)
+}
+
+/// Whether a run that is lost costs nothing, and may be run again.
+#[must_use]
+pub fn is_free(submission: &Submission, capabilities: &Capabilities) -> bool {
+    submission.hold == Usd::ZERO || capabilities.resubmit == Resubmit::Free
 }
 
 /// The record after the end of a run came too late, or its output could not be had.
@@ -465,6 +487,17 @@ fn again(
             wait.unwrap_or_else(|| route::backoff(route::failures(&record, tried)))
         }
         _ => Duration::ZERO,
+    };
+    after(&record, StepState::Waiting { not_before: later(now, delay) })
+}
+
+/// Waits for the next attempt while the route of the last one is left alone for `pause`: at once by
+/// another route, unless that is not worth it.
+fn aside(record: StepRecord, step: &PlannedStep, submission: &Submission, pause: Pause, now: Timestamp) -> StepRecord {
+    let tried = |r: &PlannedRoute| r.provider == submission.provider && r.model == submission.model;
+    let delay = match route::choose(step, &record, |r| if tried(r) { pause } else { Pause::default() }) {
+        Choice::Pause(wait) => wait,
+        Choice::Route(_) | Choice::Exhausted => Duration::ZERO,
     };
     after(&record, StepState::Waiting { not_before: later(now, delay) })
 }

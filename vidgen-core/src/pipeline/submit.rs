@@ -8,11 +8,11 @@ use jiff::Timestamp;
 use crate::clock::later;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{Failure, StepId, StepRecord};
-use crate::pipeline::route::backoff;
+use crate::pipeline::route::{Asked, backoff};
 use crate::pipeline::run::{Halt, Run};
 use crate::pipeline::step::{self, Means};
 use crate::pipeline::task::{task, task_hash};
-use crate::pipeline::{PlannedStep, Route};
+use crate::pipeline::{PlannedRoute, PlannedStep, Route};
 use crate::provider::{ProviderId, Resubmit, Spool, Submission, SubmitOptions};
 
 /// Which request for a submission this is.
@@ -39,11 +39,6 @@ impl Run {
     ) -> Result<(), Halt> {
         let (id, now) = (planned.step, self.now());
         let Some(chosen) = planned.routes.get(n) else { return Ok(()) };
-        if !chosen.price.is_free() && self.purchases() > self.job.plan.steps.len() {
-            let failure = Failure::coded("too_many_submissions", "too many submissions were bought for this job");
-            self.checkpoint(step::stopped(record, failure), None).await?;
-            return Ok(());
-        }
         let Some(route) = self.inner.route(&self.job, id, &chosen.provider, &chosen.model) else {
             let reason = "the server no longer has this provider or model";
             let record = step::without_route(record, self.job.id, chosen, reason, now);
@@ -56,20 +51,46 @@ impl Run {
         if !self.take_place(id, &route).await? {
             return Ok(());
         }
+        // What happens while one waits for a place counts, too.
+        if !self.pass(chosen) {
+            self.lock().places.remove(&id);
+            return Ok(());
+        }
+        if !chosen.price.is_free() && !self.may_buy(id) {
+            let failure = Failure::coded("too_many_submissions", "too many submissions were bought for this job");
+            self.checkpoint(step::stopped(record, failure), None).await?;
+            return Ok(());
+        }
+        let sent = self.buy(record, planned, chosen, &route).await;
+        self.lock().buying.remove(&id);
+        sent
+    }
+
+    /// Writes the intent, sends it, writes the outcome.
+    async fn buy(
+        self: &Arc<Self>,
+        record: &StepRecord,
+        planned: &PlannedStep,
+        chosen: &PlannedRoute,
+        route: &Route,
+    ) -> Result<(), Halt> {
+        let id = planned.step;
         let records = self.lock().records.clone();
         let task =
-            task(&self.job, id, &records, &route, chosen.model.clone(), &self.inner.store).map_err(Halt::Fault)?;
+            task(&self.job, id, &records, route, chosen.model.clone(), &self.inner.store).map_err(Halt::Fault)?;
         let hash = task_hash(&task).map_err(Halt::Fault)?;
         let intent = step::intent(record, self.job.id, chosen, hash);
         let started = self.inner.clock.monotonic();
         self.checkpoint(intent, None).await?;
+        // Its record counts from here on.
+        self.lock().buying.remove(&id);
         let late = self.inner.clock.monotonic().saturating_sub(started) >= self.inner.timing.post_within;
         if late || self.winds_down() || self.check().is_err() {
             // Nobody sent it, and nobody will: the slot stays free.
             let error = Err(Error::new(ErrorKind::NotSent, "pipeline", "it was not sent in time"));
             return self.write_outcome(planned, error, Duration::ZERO, Request::First).await.map(|_| ());
         }
-        self.send(planned.clone(), route, task, Request::First).await.map(|_| ())
+        self.send(planned.clone(), route.clone(), task, Request::First).await.map(|_| ())
     }
 
     /// Sends a submission again where that cannot cost twice; answers when to come back if the
@@ -82,6 +103,13 @@ impl Run {
     ) -> Result<Option<Timestamp>, Halt> {
         let Some(submission) = record.open_submission() else { return Ok(None) };
         let Some(route) = self.route_of(planned.step, submission) else { return Ok(None) };
+        let mut known = planned.routes.iter();
+        if let Some(chosen) = known.find(|r| r.provider == submission.provider && r.model == submission.model)
+            && !self.pass(chosen)
+        {
+            let (breakers, monotonic) = (&self.inner.breakers, self.inner.clock.monotonic());
+            return Ok(Some(later(self.now(), breakers.pause(chosen, &self.job.tenant, monotonic).wait)));
+        }
         let records = self.lock().records.clone();
         let model = submission.model.clone();
         let task = task(&self.job, planned.step, &records, &route, model, &self.inner.store).map_err(Halt::Fault)?;
@@ -171,63 +199,63 @@ impl Run {
     /// to be bought.
     async fn take_place(&self, id: StepId, route: &Route) -> Result<bool, Halt> {
         let Some(places) = self.inner.places(&*route.provider) else { return Ok(true) };
+        // One wait, however often it is looked up from: whoever stood in line stays there.
+        let place = places.take();
+        tokio::pin!(place);
         loop {
             self.check()?;
             if self.winds_down() {
                 return Ok(false);
             }
             tokio::select! {
-                place = places.clone().acquire_owned() => {
-                    // An error means that it was closed, which nobody does.
-                    if let Ok(place) = place {
-                        self.lock().places.insert(id, place);
-                    }
-                    return Ok(!self.winds_down());
+                place = &mut place => {
+                    self.lock().places.insert(id, place);
+                    return Ok(true);
                 }
                 paused = self.pause(PLACE_AGAIN) => paused?,
             }
         }
     }
 
-    /// Counts a run that another process submitted among the live ones, if there is room.
+    /// Whether the route may be submitted to now, by what is known of it for all jobs.
+    fn pass(&self, route: &PlannedRoute) -> bool {
+        self.inner.breakers.pass(route, &self.job.tenant, self.inner.clock.monotonic())
+    }
+
+    /// Counts a run that was submitted under another claim among the live ones.
     pub(super) fn keep_place(&self, id: StepId, route: &Route) {
         let Some(places) = self.inner.places(&*route.provider) else { return };
-        let mut shared = self.lock();
-        if !shared.places.contains_key(&id)
-            && let Ok(place) = places.try_acquire_owned()
-        {
-            shared.places.insert(id, place);
-        }
+        self.lock().places.entry(id).or_insert_with(|| places.count());
     }
 
     /// Tells the breakers how a provider answered a submit.
     fn count(&self, submission: &Submission, answer: Result<(), &Error>) {
         let (breakers, now) = (&self.inner.breakers, self.inner.clock.monotonic());
+        self.heed(&submission.provider, Asked::ToRun, answer);
         let fine = match answer.map_err(Error::kind) {
             Ok(()) => true,
             Err(ErrorKind::NotSent | ErrorKind::Unavailable | ErrorKind::OutcomeUnknown) => false,
-            Err(_) => {
-                self.heed(&submission.provider, answer);
-                return;
-            }
+            // What was refused says nothing of how the provider is.
+            Err(_) => return,
         };
-        self.heed(&submission.provider, answer);
         breakers.record(&submission.provider, &submission.model, fine, now);
     }
 
     /// Remembers for all jobs what an answer says of the provider as such: that it wants to be left
     /// alone, or refuses our key.
-    pub(super) fn heed(&self, provider: &ProviderId, answer: Result<(), &Error>) {
+    pub(super) fn heed(&self, provider: &ProviderId, asked: Asked, answer: Result<(), &Error>) {
         let (breakers, clock) = (&self.inner.breakers, &self.inner.clock);
         match answer.map_err(|e| (e.kind(), e.retry_after())) {
             Ok(()) => {
-                if breakers.reopened(provider) {
+                if breakers.reopened(provider, asked) {
                     tracing::info!(%provider, "the provider takes our key again");
                 }
             }
-            Err((ErrorKind::RateLimited, Some(wait))) => breakers.cool_down(provider, wait, clock.monotonic()),
+            Err((ErrorKind::RateLimited, wait)) => {
+                breakers.cool_down(provider, wait.unwrap_or_else(|| backoff(1)), clock.monotonic());
+            }
             Err((kind @ (ErrorKind::Unauthorized | ErrorKind::OverBudget), _)) => {
-                if breakers.shut(provider, kind, clock.now(), clock.monotonic()) {
+                if breakers.shut(provider, kind, asked, clock.now(), clock.monotonic()) {
                     let what = if kind == ErrorKind::Unauthorized { "key" } else { "account" };
                     tracing::error!(%provider, what, "the provider refuses us; nothing more is submitted to it until it takes a probe");
                 }
@@ -247,7 +275,12 @@ impl Run {
         let (Some(submission), Some(capabilities)) = (record.open_submission(), &means.capabilities) else {
             return Ok(None);
         };
+        let cooling = self.inner.breakers.cooling(&submission.provider, self.inner.clock.monotonic());
+        if !cooling.is_zero() {
+            return Ok(Some(later(self.now(), cooling)));
+        }
         let answer = self.ask(route.provider.find(submission)).await?;
+        self.heed(&submission.provider, Asked::ToLook, answer.as_ref().map(|_| ()));
         if let Err(error) = &answer {
             tracing::warn!(job = %self.job.id, step = %planned.step, %error, "looking for a lost submission");
         }

@@ -24,6 +24,16 @@ pub(crate) fn media_of(records: &[StepRecord], step: StepId) -> Option<&MediaInf
     })
 }
 
+/// How long the job's video is: as long as the route that made it sells it, which may be another
+/// than the plan's first choice.
+pub(crate) fn length_of(job: &Job, records: &[StepRecord]) -> Duration {
+    let made = records.iter().find(|r| r.step == StepKind::Video).map(|r| &r.state);
+    let Some(StepState::Done { provider, model, .. }) = made else { return job.plan.duration };
+    let planned = job.plan.step(StepKind::Video).map_or(&[][..], |s| &s.routes);
+    let route = planned.iter().find(|r| r.provider == *provider && r.model == *model);
+    route.and_then(|r| r.duration).unwrap_or(job.plan.duration)
+}
+
 /// The task of `step`, whose needs are done or skipped.
 ///
 /// # Errors
@@ -74,12 +84,12 @@ pub(crate) fn task(
             video: needed(StepKind::Video)?,
             speech: media_of(records, StepKind::Speech).map(input),
             size: job.plan.size,
-            duration: job.plan.duration,
+            duration: length_of(job, records),
             fps: request.fps,
         }),
         StepKind::Thumbnail => TaskSpec::Thumbnail(ThumbnailTask {
             video: needed(job.plan.final_video())?,
-            at: Duration::from_secs(1).min(job.plan.duration / 2),
+            at: Duration::from_secs(1).min(length_of(job, records) / 2),
             max_side: THUMBNAIL_SIDE,
         }),
     };

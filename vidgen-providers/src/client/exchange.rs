@@ -148,8 +148,11 @@ impl Client {
             };
         }
         let (headers, body) = self.encoded(call).await?;
+        // A link that may not be called is the remote's fault, and no bad field of the request's.
+        let refused =
+            |e: Error| self.error(ErrorKind::Unavailable, "the upload leads where nobody may call").with_source(e);
         let (guard, limits) = (&self.shared.guard, CallLimits::WEBHOOK.with_total(PREPARE_TIMEOUT));
-        let url = guard.check(&link)?;
+        let url = guard.check(&link).map_err(refused)?;
         let answer = match call.method {
             Method::POST => guard.post(&url, headers, body, limits).await?,
             Method::PUT => guard.put(&url, headers, body, limits).await?,

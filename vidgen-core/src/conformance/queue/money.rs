@@ -152,18 +152,23 @@ pub async fn q16_a_retry_is_refused_where_it_could_buy_twice(bench: Bench) {
     assert_eq!(bench.usage(&owner).await.held, sample::VIDEO_PRICE);
 }
 
-/// A doubt of which a callback told meanwhile is none: a retry goes on with the run that it named,
-/// and buys nothing for it.
+/// A doubt of which a callback told meanwhile is none: a retry looks for the run that it named, and
+/// buys nothing for it.
 pub async fn q16_a_doubt_that_a_callback_cleared_is_retried(bench: Bench) {
     let owner = tenant("ann");
     let doubtful = in_doubt(&bench, &owner).await;
-    let submission = doubtful.step(StepKind::Video).and_then(|step| step.open_submission()).unwrap().id.clone();
+    let submission = doubtful.step(StepKind::Video).and_then(|step| step.open_submission()).unwrap().clone();
     let handle = Handle::new(sample::provider(), "run-7");
-    bench.queue.witness(Witness { job: doubtful.id, submission, handle: handle.clone() }).await.unwrap();
+    bench
+        .queue
+        .witness(Witness { job: doubtful.id, submission: submission.id.clone(), handle: handle.clone() })
+        .await
+        .unwrap();
     let retried = bench.queue.retry(&owner, doubtful.id, sample::VIDEO_PRICE, &NO_LIMITS()).await.unwrap();
     assert_eq!((retried.state, retried.held), (JobState::Queued, sample::VIDEO_PRICE));
     let record = retried.step(StepKind::Video).unwrap();
-    assert!(matches!(&record.state, StepState::Accepted { handle: h, .. } if *h == handle), "{record:?}");
+    assert!(matches!(&record.state, StepState::Intent { submission: s } if *s == submission), "{record:?}");
+    assert_eq!(retried.witness(&submission.id), Some(&handle));
     assert_eq!(bench.get(&retried).await, retried);
     assert_eq!(bench.usage(&owner).await.held, sample::VIDEO_PRICE, "held once");
 }

@@ -163,9 +163,26 @@ fn refusals_are_final_and_never_fail_over() {
 fn a_rate_limit_waits_as_long_as_it_says() {
     let limited = Err(Error::new(ErrorKind::RateLimited, "a", "slow down").with_retry_after(Duration::from_secs(77)));
     let record = after_submit(&open_intent(), &step(), &limited, t(1)).unwrap();
+    assert_eq!(record.state, StepState::Waiting { not_before: t(1) }, "somebody else may do it meanwhile");
+    let alone = PlannedStep { routes: vec![route("a")], ..step() };
+    let record = after_submit(&open_intent(), &alone, &limited, t(1)).unwrap();
     assert_eq!(record.state, StepState::Waiting { not_before: t(78) });
     assert_eq!(judge(&record, &capabilities(), t(77)), Next::Wait { until: t(78) });
     assert_eq!(judge(&record, &capabilities(), t(78)), Next::Submit { route: 0 });
+    let short = Err(Error::new(ErrorKind::RateLimited, "a", "slow down").with_retry_after(Duration::from_secs(7)));
+    let record = after_submit(&open_intent(), &step(), &short, t(1)).unwrap();
+    assert_eq!(record.state, StepState::Waiting { not_before: t(8) }, "not worth going elsewhere");
+}
+
+#[test]
+fn a_refused_key_sends_the_step_elsewhere_at_once() {
+    for kind in [ErrorKind::Unauthorized, ErrorKind::OverBudget] {
+        let record = after_submit(&open_intent(), &step(), &error(kind), t(1)).unwrap();
+        assert_eq!(record.state, StepState::Waiting { not_before: t(1) }, "{kind:?}");
+        let alone = PlannedStep { routes: vec![route("a")], ..step() };
+        let record = after_submit(&open_intent(), &alone, &error(kind), t(1)).unwrap();
+        assert!(matches!(record.state, StepState::Waiting { not_before } if not_before > t(1)), "{kind:?}");
+    }
 }
 
 #[test]
@@ -237,6 +254,49 @@ fn a_forgotten_run_is_rerun_if_free_and_counted_as_billed_if_not() {
 }
 
 #[test]
+fn a_forgotten_run_that_was_free_is_rerun_beside_its_late_callbacks() {
+    let mut record = running();
+    if let StepState::Accepted { submission, .. } = &mut record.state {
+        submission.hold = Usd::ZERO;
+    }
+    let calls = capabilities().with_only_callback();
+    let (lost, entry) = after_loss(&record, &step(), &calls, Cost::FREE, false, t(2));
+    assert_eq!((lost.attempts.len(), entry), (1, None), "it counts, whoever sent it");
+    let again = intent(&lost, JobId::new(), &route("a"), String::new());
+    assert_eq!(again.open_submission().map(|s| s.ordinal), Some(2));
+}
+
+#[test]
+fn what_is_free_is_run_again_without_an_hours_wait_for_a_callback() {
+    let mut record = open_intent();
+    if let StepState::Intent { submission } = &mut record.state {
+        submission.hold = Usd::ZERO;
+    }
+    let calls = capabilities().with_callback();
+    let means = Means { calls_back: true, on_unknown: OnUnknown::Resubmit, ..means(&calls) };
+    let judge = |now| next(&record, &step(), &means, |_| Duration::ZERO, &Timing::default(), now);
+    assert_eq!(judge(t(1)), Next::Wait { until: t(ABSENT_AT) });
+    let Next::Write(again) = judge(t(ABSENT_AT)) else { panic!("it is to be run again") };
+    assert!(matches!(again.state, StepState::Waiting { .. }));
+}
+
+#[test]
+fn who_does_not_say_when_to_come_back_is_asked_less_and_less_often() {
+    let limited = || Err(Error::new(ErrorKind::RateLimited, "a", "at capacity"));
+    let only = PlannedStep { routes: vec![route("a")], ..step() };
+    let mut record = open_intent();
+    let mut waits = vec![];
+    for _ in 0..4 {
+        let waiting = after_submit(&record, &only, &limited(), t(0)).unwrap();
+        let StepState::Waiting { not_before } = waiting.state else { panic!("{waiting:?}") };
+        waits.push(not_before.as_second() - t(0).as_second());
+        record = intent(&waiting, JobId::new(), &route("a"), String::new());
+    }
+    // Each is between its share and twice that.
+    assert!(waits.iter().zip([5, 10, 20, 40]).all(|(wait, least)| (least..=2 * least).contains(wait)), "{waits:?}");
+}
+
+#[test]
 fn a_run_has_a_deadline_then_a_grace() {
     assert_eq!(overdue(&running(), &Timing::default(), t(3600)), Overdue::No);
     assert_eq!(overdue(&running(), &Timing::default(), t(3601)), Overdue::Cancel);
@@ -276,6 +336,11 @@ fn a_witness_makes_an_open_intent_an_accepted_run_and_nothing_else() {
     assert_eq!(after_witness(&record, &Handle::new("a".into(), "run-2")), None, "a run is never exchanged");
     let told = handle.clone().with_detail(serde_json::json!({"end": "succeeded"}));
     assert!(matches!(&after_news(&record, &told).unwrap().state, StepState::Accepted { handle: h, .. } if *h == told));
+    let news = after_news(&record, &told).unwrap();
+    let another_end = handle.clone().with_detail(serde_json::json!({"end": "canceled"}));
+    assert_eq!(after_news(&news, &another_end), None, "an end stays");
+    assert_eq!(after_news(&news, &handle), None, "and nothing takes it back");
+    assert_eq!(after_news(&record, &Handle::new("b".into(), "run-1")), None, "another's");
     assert_eq!(after_news(&record, &handle), None, "no news");
     assert_eq!(after_news(&record, &Handle::new("a".into(), "run-2")), None, "another run");
 }
