@@ -61,6 +61,7 @@ use async_trait::async_trait;
 use reqwest::Method;
 use secrecy::SecretString;
 use serde_json::{Value, json};
+use url::Url;
 use vidgen_core::net::DownloadLimits;
 use vidgen_core::{
     Body, Callback, Capabilities, ErrorKind, Handle, Lookup, MediaInput, Output, Provider, ProviderId, Result,
@@ -173,6 +174,12 @@ impl Fal {
     async fn image_in_time(&self, image: &MediaInput) -> Result<String> {
         let late = || self.client.error(ErrorKind::Unavailable, "handing over the image takes too long");
         tokio::time::timeout(IMAGE_WITHIN, self.image(image)).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Where fal shall call. It takes https only, and to have the whole submit refused would be a
+    /// high price for a hint.
+    fn webhook<'a>(&self, options: &'a SubmitOptions) -> Option<&'a Url> {
+        options.callback.as_ref().filter(|url| url.scheme() == "https" || self.plain_callbacks)
     }
 
     /// Where the run of a handle may be looked at: at one place, or, if its endpoint is not known,
@@ -384,8 +391,7 @@ impl Provider for Fal {
         let input = entry.mark(entry.body(&task.spec, image, &task.extra), &options.submission);
         let endpoint = entry.id().as_str();
         let mut call = Call::post(endpoint.split('/')).with_json(input);
-        // Only https is taken; a refusal of the whole submit would be a high price for a hint.
-        if let Some(url) = options.callback.as_ref().filter(|url| url.scheme() == "https" || self.plain_callbacks) {
+        if let Some(url) = self.webhook(options) {
             call = call.with_query("fal_webhook", url.as_str());
         }
         if let Some(limit) = self.start_within {
