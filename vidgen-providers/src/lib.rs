@@ -8,6 +8,10 @@ mod client;
 #[allow(unused, reason = "each provider uses its part of it")]
 pub mod models;
 
+#[cfg(feature = "cog")]
+pub mod cog;
+#[cfg(feature = "comfyui")]
+pub mod comfyui;
 #[cfg(feature = "elevenlabs")]
 pub mod elevenlabs;
 #[cfg(feature = "fal")]
@@ -16,6 +20,8 @@ pub mod fal;
 pub mod lab;
 #[cfg(feature = "local")]
 pub mod local;
+#[cfg(feature = "openai")]
+pub mod openai;
 #[cfg(feature = "replicate")]
 pub mod replicate;
 #[cfg(feature = "runway")]

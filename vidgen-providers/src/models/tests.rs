@@ -13,6 +13,12 @@ const TABLES: &[(&str, &str)] = &[
     ("elevenlabs", include_str!("elevenlabs.toml")),
     #[cfg(feature = "fal")]
     ("fal", include_str!("fal.toml")),
+    #[cfg(feature = "openai")]
+    ("openai", include_str!("openai.toml")),
+    #[cfg(feature = "openai")]
+    ("openai-vllm", include_str!("openai-vllm.toml")),
+    #[cfg(feature = "openai")]
+    ("openai-sglang", include_str!("openai-sglang.toml")),
     #[cfg(feature = "replicate")]
     ("replicate", include_str!("replicate.toml")),
     #[cfg(feature = "runway")]
