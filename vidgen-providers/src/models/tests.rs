@@ -11,6 +11,14 @@ use super::*;
 const TABLES: &[(&str, &str)] = &[
     #[cfg(feature = "elevenlabs")]
     ("elevenlabs", include_str!("elevenlabs.toml")),
+    #[cfg(feature = "fal")]
+    ("fal", include_str!("fal.toml")),
+    #[cfg(feature = "openai")]
+    ("openai", include_str!("openai.toml")),
+    #[cfg(feature = "openai")]
+    ("openai-vllm", include_str!("openai-vllm.toml")),
+    #[cfg(feature = "openai")]
+    ("openai-sglang", include_str!("openai-sglang.toml")),
     #[cfg(feature = "replicate")]
     ("replicate", include_str!("replicate.toml")),
     #[cfg(feature = "runway")]
