@@ -27,8 +27,8 @@
 
 mod callbacks;
 mod cog;
-mod elevenlabs;
 mod comfyui;
+mod elevenlabs;
 mod fal;
 mod faults;
 pub mod film;
@@ -54,8 +54,8 @@ use tokio::task::JoinHandle;
 use vidgen_core::{Callback, Clock, StepKind, SubmissionId};
 
 pub use cog::{Cog, cog};
-pub use elevenlabs::{ElevenLabs, elevenlabs};
 pub use comfyui::{ComfyUi, comfyui};
+pub use elevenlabs::{ElevenLabs, elevenlabs};
 pub use fal::{Fal, fal};
 pub use faults::{Faults, Outage, Rates};
 pub use ledger::{Accepted, Asked, Class, Delivery, Field, Seen};
