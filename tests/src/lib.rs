@@ -10,6 +10,7 @@
 )]
 
 pub mod faults;
+pub mod hurried;
 pub mod remote;
 pub mod server;
 

@@ -18,5 +18,6 @@ mod pipeline;
 mod places;
 mod provider;
 mod queue;
+mod silence;
 mod survival;
 mod wishes;

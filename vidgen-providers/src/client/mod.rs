@@ -31,7 +31,7 @@ use crate::models::ModelTable;
 
 pub(crate) use call::{Call, Part};
 pub(crate) use exchange::Answer;
-pub(crate) use media::{data_url, image_bytes};
+pub(crate) use media::{data_url, files, image_bytes};
 pub(crate) use quote::{quotable, strings};
 pub(crate) use refusal::{Refusal, Verdict};
 pub(crate) use settings::{Auth, ClientBuilder, shared_settings};
@@ -94,6 +94,11 @@ impl Client {
         let credential = self.shared.auth.credential(Some(key))?;
         *self.shared.credential.write().unwrap_or_else(PoisonError::into_inner) = credential;
         Ok(())
+    }
+
+    /// Where the API is.
+    pub(crate) fn base(&self) -> &Url {
+        &self.base
     }
 
     /// Whether the API is spoken to without TLS: a lab, or a server of the host's own.

@@ -70,7 +70,7 @@ pub(crate) struct ClientBuilder {
     headers: HeaderMap,
     proxy: Option<String>,
     allowed: Vec<SocketAddr>,
-    submit_timeout: Duration,
+    submit_timeout: Option<Duration>,
     read_timeout: Duration,
     http1: bool,
     max_live: Option<usize>,
@@ -88,7 +88,7 @@ impl ClientBuilder {
             headers: HeaderMap::new(),
             proxy: None,
             allowed: Vec::new(),
-            submit_timeout: SUBMIT_TIMEOUT,
+            submit_timeout: None,
             read_timeout: READ_TIMEOUT,
             http1: false,
             max_live: None,
@@ -138,7 +138,14 @@ impl ClientBuilder {
     }
 
     pub(crate) fn with_submit_timeout(mut self, timeout: Duration) -> Self {
-        self.submit_timeout = timeout;
+        self.submit_timeout = Some(timeout);
+        self
+    }
+
+    /// Waits so long for the answer to a submit, unless the host has said otherwise: where the answer
+    /// is what was made, it takes as long as that.
+    pub(crate) fn with_usual_submit_timeout(mut self, timeout: Duration) -> Self {
+        self.submit_timeout.get_or_insert(timeout);
         self
     }
 
@@ -181,7 +188,7 @@ impl ClientBuilder {
                 auth: self.auth,
                 credential: RwLock::new(credential),
                 headers: self.headers,
-                submit_timeout: self.submit_timeout,
+                submit_timeout: self.submit_timeout.unwrap_or(SUBMIT_TIMEOUT),
                 read_timeout: self.read_timeout,
                 max_live: self.max_live,
                 judge: self.judge,

@@ -26,17 +26,21 @@
 #![allow(clippy::result_large_err, reason = "a route answers with a response either way")]
 
 mod callbacks;
+mod cog;
 mod comfyui;
+mod elevenlabs;
 mod fal;
 mod faults;
 pub mod film;
 pub mod kit;
 mod ledger;
+mod openai;
 mod outputs;
 mod play;
 mod remote;
 mod replicate;
 mod run;
+mod runway;
 mod server;
 mod world;
 
@@ -49,13 +53,18 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use vidgen_core::{Callback, Clock, StepKind, SubmissionId};
 
+pub use cog::{Cog, cog};
 pub use comfyui::{ComfyUi, comfyui};
+pub use elevenlabs::{ElevenLabs, elevenlabs};
 pub use fal::{Fal, fal};
 pub use faults::{Faults, Outage, Rates};
 pub use ledger::{Accepted, Asked, Class, Delivery, Field, Seen};
+pub use openai::{OpenAi, litellm, openai, sglang, vllm_omni};
 pub use play::{Answer, Course, Ends, Failure, Looks, OnCancel, Play, Refusal, Serving};
 pub use remote::{Remote, Retries, Signed, has_key, json, standard_webhook, typed, whole_seconds, with_header};
 pub use replicate::{Replicate, replicate};
+pub use runway::{Runway, runway};
+
 pub use world::{Phase, Run, Stopped, Upload, Wish, World};
 
 /// How many connections may wait to be accepted.
