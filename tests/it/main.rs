@@ -11,8 +11,11 @@
 
 mod cog;
 mod crash_memory;
+mod crash_providers;
 mod crash_sqlite;
 mod layering;
 mod lease;
+mod providers;
+mod sim;
 mod standalone;
 mod third_party;

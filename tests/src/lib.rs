@@ -11,6 +11,7 @@
 
 pub mod cog;
 pub mod faults;
+pub mod hurried;
 pub mod remote;
 pub mod server;
 

@@ -361,20 +361,6 @@ impl Handle {
         Self { provider, remote_id: remote_id.into(), detail: Value::Null }
     }
 
-    /// The handle of a run whose output was the answer to its submit, and lies in the spool.
-    #[must_use]
-    pub fn spooled(provider: ProviderId, submission: &SubmissionId, output: &Output) -> Self {
-        let detail = serde_json::json!({ "spooled": output.spooled });
-        Self { provider, remote_id: submission.as_str().to_owned(), detail }
-    }
-
-    /// The end of a run whose output lies in the spool, as its handle has it.
-    #[must_use]
-    pub fn spooled_end(&self) -> Option<Snapshot> {
-        let key = self.detail.get("spooled")?.as_str()?;
-        Some(Snapshot::succeeded(vec![Output::in_spool(MediaKey::new(key).ok()?)]))
-    }
-
     /// Adds what else the provider needs to poll.
     #[must_use]
     pub fn with_detail(mut self, detail: Value) -> Self {

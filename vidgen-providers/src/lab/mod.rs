@@ -27,15 +27,20 @@
 
 mod callbacks;
 mod cog;
+mod comfyui;
+mod elevenlabs;
+mod fal;
 mod faults;
 pub mod film;
 pub mod kit;
 mod ledger;
+mod openai;
 mod outputs;
 mod play;
 mod remote;
 mod replicate;
 mod run;
+mod runway;
 mod server;
 mod world;
 
@@ -49,16 +54,27 @@ use tokio::task::JoinHandle;
 use vidgen_core::{Callback, Clock, StepKind, SubmissionId};
 
 pub use cog::{Cog, cog};
+pub use comfyui::{ComfyUi, comfyui};
+pub use elevenlabs::{ElevenLabs, elevenlabs};
+pub use fal::{Fal, fal};
 pub use faults::{Faults, Outage, Rates};
 pub use ledger::{Accepted, Asked, Class, Delivery, Field, Seen};
+pub use openai::{OpenAi, litellm, openai, sglang, vllm_omni};
 pub use play::{Answer, Course, Ends, Failure, Looks, OnCancel, Play, Refusal, Serving};
 pub use remote::{Remote, Retries, Signed, has_key, json, standard_webhook, typed, whole_seconds, with_header};
 pub use replicate::{Replicate, replicate};
+pub use runway::{Runway, runway};
 
 pub use world::{Phase, Run, Stopped, Upload, Wish, World};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
+
+/// Every remote that there is, as it is without anything special.
+#[must_use]
+pub fn remotes() -> Vec<Box<dyn Remote>> {
+    vec![Box::new(comfyui()), Box::new(fal()), Box::new(replicate())]
+}
 
 /// One fake remote. Dropping it closes it, and every connection to it.
 pub struct Lab {
@@ -212,9 +228,14 @@ impl Lab {
         self.world.lock().runs.clear();
     }
 
-    /// Lets the run of a submission end now; answers whether there is one.
+    /// Lets the runs of a submission end now; answers whether there are any.
     pub fn finish(&self, submission: &SubmissionId) -> bool {
-        self.world.finish(submission)
+        self.world.finish(|run| run.submission.as_ref() == Some(submission))
+    }
+
+    /// Lets all runs end now.
+    pub fn finish_all(&self) {
+        self.world.finish(|_| true);
     }
 
     /// Takes the time from `clock` from now on.
@@ -323,6 +344,10 @@ impl Port {
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         #[cfg(unix)]
         {
+            if port != 0 {
+                // Another lab would share it.
+                drop(std::net::TcpListener::bind(addr)?);
+            }
             let reserve = socket()?;
             reserve.bind(addr)?;
             let addr = reserve.local_addr()?;

@@ -1,6 +1,8 @@
 //! The lab itself: that each fault really fires, and that its ledger counts.
 
+mod faults;
 mod film;
+mod remotes;
 
 use std::time::Duration;
 
@@ -10,19 +12,19 @@ use vidgen_core::SubmissionId;
 use vidgen_providers::lab::{self, *};
 
 #[expect(clippy::disallowed_methods, reason = "it calls nothing but the lab")]
-fn http() -> Client {
+pub(super) fn http() -> Client {
     Client::builder().no_proxy().build().unwrap()
 }
 
 /// Posts a prediction under a submission.
-async fn buy(http: &Client, lab: &Lab, submission: &str) -> reqwest::Result<Response> {
+pub(super) async fn buy(http: &Client, lab: &Lab, submission: &str) -> reqwest::Result<Response> {
     let url = format!("{}/models/google/veo-3-fast/predictions", lab.base_url());
     let webhook = format!("http://127.0.0.1:1/callbacks/replicate?submission={submission}&signature=x");
     let body = json!({ "input": { "prompt": "a tram" }, "webhook": webhook, "webhook_events_filter": ["completed"] });
     http.post(url).bearer_auth(lab.key()).body(body.to_string()).send().await
 }
 
-async fn look(http: &Client, lab: &Lab, id: &str) -> Value {
+pub(super) async fn look(http: &Client, lab: &Lab, id: &str) -> Value {
     let url = format!("{}/predictions/{id}", lab.base_url());
     let response = http.get(url).bearer_auth(lab.key()).send().await.unwrap();
     serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
