@@ -9,6 +9,7 @@
     reason = "tests fail by panicking"
 )]
 
+mod cog;
 mod crash_memory;
 mod crash_providers;
 mod crash_sqlite;

@@ -9,6 +9,7 @@
     reason = "test code fails by panicking"
 )]
 
+pub mod cog;
 pub mod faults;
 pub mod hurried;
 pub mod remote;
