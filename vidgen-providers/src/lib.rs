@@ -5,9 +5,16 @@
 #[allow(unused, reason = "each provider uses its part of it")]
 mod client;
 #[cfg(feature = "_http")]
-#[allow(dead_code, reason = "each provider uses its part of it")]
+#[allow(unused, reason = "each provider uses its part of it")]
 pub mod models;
 
+#[cfg(feature = "elevenlabs")]
+pub mod elevenlabs;
+#[cfg(feature = "runway")]
+pub mod runway;
+
+#[cfg(feature = "fal")]
+pub mod fal;
 #[cfg(feature = "lab")]
 pub mod lab;
 #[cfg(feature = "local")]

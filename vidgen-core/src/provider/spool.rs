@@ -27,6 +27,7 @@ const USAGE: &str = "usage";
 #[derive(Clone)]
 pub struct Spool {
     store: Arc<dyn Store>,
+    submission: SubmissionId,
     stem: String,
 }
 
@@ -37,7 +38,14 @@ impl Spool {
     /// `Invalid` if the id is not one of ours.
     pub fn new(store: Arc<dyn Store>, submission: &SubmissionId) -> Result<Self> {
         let (job, slot) = submission.parts().ok_or_else(|| Error::invalid_field("submission", "is not one of ours"))?;
-        Ok(Self { store, stem: format!("{}/spool-{slot}", media_prefix(job)) })
+        let stem = format!("{}/spool-{slot}", media_prefix(job));
+        Ok(Self { store, submission: submission.clone(), stem })
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn submission(&self) -> &SubmissionId {
+        &self.submission
     }
 
     /// Keeps the answer to the submit: complete, or not at all. An error means that the bytes are
@@ -54,7 +62,15 @@ impl Spool {
     /// # Errors
     /// What the store raises.
     pub async fn kept(&self) -> Result<Option<Output>> {
-        let output = self.output(ANSWER)?;
+        self.find(ANSWER).await
+    }
+
+    /// The output that the provider names `name`, if it was kept.
+    ///
+    /// # Errors
+    /// What the store raises.
+    pub async fn find(&self, name: &str) -> Result<Option<Output>> {
+        let output = self.output(name)?;
         let Some(key) = output.spooled() else { return Ok(None) };
         match self.store.head(key).await {
             Ok(_) => Ok(Some(output)),

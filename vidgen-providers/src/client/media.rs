@@ -53,12 +53,25 @@ impl Client {
     /// grows past the limit, and `Unavailable` where it breaks off.
     pub(crate) async fn open(&self, url: &str, limits: DownloadLimits) -> Result<Body> {
         if let Some(body) = from_data_url(url) {
-            return body;
+            let fits = |body: &Body| body.length().is_some_and(|length| length <= limits.bytes);
+            return body.and_then(|body| if fits(&body) { Ok(body) } else { Err(self.too_long(limits.bytes)) });
         }
         if self.own(url).is_some() {
             self.open_call(Call::link(url), limits).await
         } else {
             self.elsewhere(url, limits).await
+        }
+    }
+
+    /// The same without the key, wherever it lies: where all outputs are open to whoever has their
+    /// URL, and those who write a model choose the URLs.
+    ///
+    /// # Errors
+    /// As [`Client::open`].
+    pub(crate) async fn open_without_key(&self, url: &str, limits: DownloadLimits) -> Result<Body> {
+        match from_data_url(url) {
+            Some(body) => body,
+            None => self.elsewhere(url, limits).await,
         }
     }
 
@@ -141,11 +154,14 @@ impl Client {
         options.spool.as_ref().ok_or_else(|| self.error(ErrorKind::Internal, "there is nowhere to keep the answer"))
     }
 
-    /// Keeps the answer to a submit. Where that fails, something may have been bought and is lost.
+    /// Keeps the answer to a submit, as long as speech may be. Where that fails, something may have
+    /// been bought and is lost.
     ///
     /// # Errors
     /// `OutcomeUnknown`, whatever the cause.
     pub(crate) async fn keep(&self, spool: &Spool, body: Body) -> Result<Output> {
+        let length = body.length();
+        let body = Body::new(self.clone().counted(body, DownloadLimits::SPEECH.bytes), length);
         spool.keep(body).await.map_err(|e| self.lost("the answer could not be kept").with_source(e))
     }
 }

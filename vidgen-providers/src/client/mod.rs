@@ -90,6 +90,11 @@ impl Client {
         Ok(())
     }
 
+    /// Where the API is.
+    pub(crate) fn base(&self) -> &Url {
+        &self.base
+    }
+
     /// Whether the API is spoken to without TLS: a lab, or a server of the host's own.
     pub(crate) fn is_plain(&self) -> bool {
         self.base.scheme() == "http"

@@ -84,3 +84,64 @@ impl fmt::Debug for WebhookSecrets {
         f.write_str("WebhookSecrets(…)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // The example of the Standard Webhooks specification and its libraries.
+    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    const BODY: &str = "{\"test\": 2432232314}";
+    const SIGNATURE: &str = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+    const SENT: i64 = 1_614_265_330;
+
+    fn callback(signature: &str, body: &str, age: i64) -> Callback {
+        let headers = [
+            ("webhook-id", "msg_p5jXN8AQM9LWM0D4loKWxJek"),
+            ("Webhook-Timestamp", "1614265330"),
+            ("webhook-signature", signature),
+        ];
+        Callback::new(headers, body.to_owned(), Timestamp::from_second(SENT + age).unwrap())
+    }
+
+    fn verify(secrets: &[&str], callback: &Callback) -> bool {
+        let secrets: Vec<SecretString> = secrets.iter().map(|secret| (*secret).into()).collect();
+        WebhookSecrets::new(&secrets).unwrap().verify("acme", callback).is_ok()
+    }
+
+    #[test]
+    fn the_specifications_example_is_genuine() {
+        assert!(verify(&[SECRET], &callback(SIGNATURE, BODY, 0)));
+        assert!(verify(&[SECRET], &callback(SIGNATURE, BODY, 300)));
+        assert!(verify(&[SECRET], &callback(SIGNATURE, BODY, -300)));
+        assert!(verify(&["whsec_b3RoZXI=", SECRET], &callback(&format!("v1a,x v1,AAAA {SIGNATURE}"), BODY, 9)));
+    }
+
+    #[test]
+    fn anything_else_is_forged() {
+        for age in [301, -301, 86_400] {
+            assert!(!verify(&[SECRET], &callback(SIGNATURE, BODY, age)), "{age}");
+        }
+        assert!(!verify(&[SECRET], &callback(SIGNATURE, "{\"test\": 2432232315}", 0)));
+        assert!(!verify(&["whsec_b3RoZXI="], &callback(SIGNATURE, BODY, 0)));
+        assert!(!verify(&[], &callback(SIGNATURE, BODY, 0)));
+        for signature in
+            ["", "v1,", "v1", "g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=", &SIGNATURE.replace("v1", "v2")]
+        {
+            assert!(!verify(&[SECRET], &callback(signature, BODY, 0)), "{signature}");
+        }
+        for lacks in ["webhook-id", "webhook-timestamp", "webhook-signature"] {
+            let headers = ["webhook-id", "webhook-timestamp", "webhook-signature"].into_iter().filter(|h| *h != lacks);
+            let whole = callback(SIGNATURE, BODY, 0);
+            let headers: Vec<_> = headers.map(|h| (h, whole.header(h).unwrap().to_owned())).collect();
+            assert!(!verify(&[SECRET], &Callback::new(headers, BODY, whole.received_at)), "{lacks}");
+        }
+    }
+
+    #[test]
+    fn a_secret_that_is_none_is_refused() {
+        for bad in ["", "whsec_", "whsec_!"] {
+            assert!(WebhookSecrets::new(&[bad.into()]).is_err(), "{bad}");
+        }
+    }
+}

@@ -26,6 +26,7 @@
 #![allow(clippy::result_large_err, reason = "a route answers with a response either way")]
 
 mod callbacks;
+mod elevenlabs;
 mod fal;
 mod faults;
 pub mod film;
@@ -49,6 +50,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use vidgen_core::{Callback, Clock, StepKind, SubmissionId};
 
+pub use elevenlabs::{ElevenLabs, elevenlabs};
 pub use fal::{Fal, fal};
 pub use faults::{Faults, Outage, Rates};
 pub use ledger::{Accepted, Asked, Class, Delivery, Field, Seen};
@@ -60,6 +62,12 @@ pub use world::{Phase, Run, Stopped, Upload, Wish, World};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
+
+/// Every remote that there is, as it is without anything special.
+#[must_use]
+pub fn remotes() -> Vec<Box<dyn Remote>> {
+    vec![Box::new(fal()), Box::new(replicate())]
+}
 
 /// One fake remote. Dropping it closes it, and every connection to it.
 pub struct Lab {
@@ -213,9 +221,14 @@ impl Lab {
         self.world.lock().runs.clear();
     }
 
-    /// Lets the run of a submission end now; answers whether there is one.
+    /// Lets the runs of a submission end now; answers whether there are any.
     pub fn finish(&self, submission: &SubmissionId) -> bool {
-        self.world.finish(submission)
+        self.world.finish(|run| run.submission.as_ref() == Some(submission))
+    }
+
+    /// Lets all runs end now.
+    pub fn finish_all(&self) {
+        self.world.finish(|_| true);
     }
 
     /// Takes the time from `clock` from now on.
@@ -324,6 +337,10 @@ impl Port {
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         #[cfg(unix)]
         {
+            if port != 0 {
+                // Another lab would share it.
+                drop(std::net::TcpListener::bind(addr)?);
+            }
             let reserve = socket()?;
             reserve.bind(addr)?;
             let addr = reserve.local_addr()?;

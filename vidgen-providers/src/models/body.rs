@@ -57,6 +57,7 @@ impl ModelEntry {
         body.0
     }
 
+    #[allow(dead_code, reason = "only for providers whose lists show what was sent")]
     /// Our id of the submission in what was sent, or is said to have been.
     pub(crate) fn marked<'a>(&self, body: &'a Value) -> Option<&'a str> {
         let path = &self.fields.marker.as_ref()?.name;

@@ -9,6 +9,10 @@ use super::*;
 
 /// Every table that is built in.
 const TABLES: &[(&str, &str)] = &[
+    #[cfg(feature = "elevenlabs")]
+    ("elevenlabs", include_str!("elevenlabs.toml")),
+    #[cfg(feature = "fal")]
+    ("fal", include_str!("fal.toml")),
     #[cfg(feature = "openai")]
     ("openai", include_str!("openai.toml")),
     #[cfg(feature = "openai")]
@@ -17,6 +21,8 @@ const TABLES: &[(&str, &str)] = &[
     ("openai-sglang", include_str!("openai-sglang.toml")),
     #[cfg(feature = "replicate")]
     ("replicate", include_str!("replicate.toml")),
+    #[cfg(feature = "runway")]
+    ("runway", include_str!("runway.toml")),
 ];
 
 const CLIP: &str = r#"

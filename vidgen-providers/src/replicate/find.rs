@@ -106,8 +106,10 @@ fn names(url: &str, id: &SubmissionId) -> bool {
         || url.path_segments().is_some_and(|mut parts| parts.any(|part| part == id.as_str()))
 }
 
+/// To the second: what other fractions its parser takes is not known, and the margin is wide.
 fn moment(at: Timestamp, by: SignedDuration) -> String {
-    at.saturating_add(by).unwrap_or(at).to_string()
+    let moment = at.saturating_add(by).unwrap_or(at);
+    Timestamp::from_second(moment.as_second()).unwrap_or(moment).to_string()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! use vidgen_core::{ProviderExt, StepKind};
 //! use vidgen_providers::replicate::Replicate;
 //!
-//! let replicate = Replicate::new("r8_…key")?;
+//! let replicate = Replicate::new("r8_YourToken")?;
 //! let image = replicate.clone().model("black-forest-labs/flux-schnell");
 //! let video = replicate.model("minimax/hailuo-02");
 //! # Ok::<(), vidgen_core::Error>(())

@@ -9,6 +9,13 @@
 )]
 
 #[cfg(feature = "lab")]
+#[allow(dead_code, reason = "some providers' tests use it")]
+mod answers;
+#[cfg(all(feature = "lab", feature = "elevenlabs"))]
+mod elevenlabs;
+#[cfg(all(feature = "lab", feature = "fal"))]
+mod fal;
+#[cfg(feature = "lab")]
 mod lab;
 #[cfg(feature = "local")]
 mod local;

@@ -181,7 +181,7 @@ async fn a_cancel_goes_out_once_and_is_followed_to_its_end() {
 #[tokio::test]
 async fn the_list_is_searched_around_the_intent() {
     let set = set().await;
-    let at = set.lab.world().now();
+    let at = jiff::Timestamp::from_second(set.lab.world().now().as_second()).unwrap();
     set.lab.then(None, Play::succeeds().with_answer(Answer::Resets));
     let task = task(FLUX, image());
     let id = submission_id(&task);

@@ -349,3 +349,56 @@ async fn cancels_stop_are_too_late_or_are_not_heeded() {
     assert_eq!(play(goes_on).await, ("starting".to_owned(), json!("succeeded")));
     assert_eq!(lab.cancels().len(), 3);
 }
+
+#[tokio::test]
+async fn a_reset_is_one_and_a_drop_is_an_end() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let lab = Lab::start(lab::replicate()).await;
+    let body = r#"{"input":{"prompt":"a tram"}}"#;
+    let call = format!(
+        "POST /v1/models/google/veo-3/predictions HTTP/1.1\r\nhost: lab\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n{body}",
+        lab.key(),
+        body.len()
+    );
+    let end = async |call: &str| {
+        let mut stream = tokio::net::TcpStream::connect(lab.addr()).await.unwrap();
+        stream.write_all(call.as_bytes()).await.unwrap();
+        stream.read(&mut [0; 64]).await
+    };
+    lab.then(None, Play::succeeds().with_answer(Answer::Resets));
+    assert_eq!(end(&call).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    lab.faults(Faults { submits: Rates { drop_before: 1.0, ..Rates::default() }, ..Faults::default() });
+    assert_eq!(end(&call).await.unwrap(), 0);
+    assert_eq!((lab.accepted().len(), lab.posts()), (1, 2));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_late_or_waited_for_comes_when_its_time_has_come() {
+    let lab = Lab::start(lab::replicate()).await;
+    let http = http();
+    lab.then(None, Play::succeeds().with_answer(Answer::Late(Duration::from_millis(80))));
+    let begin = std::time::Instant::now();
+    assert_eq!(buy(&http, &lab, "sub_late").await.unwrap().status(), 201);
+    assert!(begin.elapsed() >= Duration::from_millis(80));
+    // For remotes that answer with the output itself.
+    for (play, least) in [
+        (Play::succeeds().after(Duration::from_millis(60)), 60),
+        (Play::succeeds().after_looks(1), 100),
+        (Play::succeeds().after_looks(0), 0),
+    ] {
+        lab.then(None, play);
+        let begin = std::time::Instant::now();
+        buy(&http, &lab, "sub_x").await.unwrap();
+        let run = lab.world().wait(&lab.accepted().last().unwrap().remote_id).await.unwrap();
+        assert!(run.ended() && begin.elapsed() >= Duration::from_millis(least), "{:?}", begin.elapsed());
+    }
+    lab.then(None, Play::runs());
+    buy(&http, &lab, "sub_told").await.unwrap();
+    let id = lab.accepted().last().unwrap().remote_id.clone();
+    let world = lab.world().clone();
+    let waits = tokio::spawn(async move { world.wait(&id).await.is_ok() });
+    tokio::task::yield_now().await;
+    assert!(!waits.is_finished());
+    lab.finish_all();
+    assert!(waits.await.unwrap());
+}
