@@ -13,5 +13,6 @@ mod crash_memory;
 mod crash_sqlite;
 mod layering;
 mod lease;
+mod sim;
 mod standalone;
 mod third_party;

@@ -71,8 +71,13 @@ pub struct ElevenLabs {
     models: ModelTable,
     voice: Option<String>,
     format: String,
-    /// The account's voices, and when it was asked for them.
-    voices: Arc<Mutex<Option<(Vec<wire::Voice>, Instant)>>>,
+    voices: Arc<Mutex<Option<Voices>>>,
+}
+
+/// The account's voices, as it was asked for them.
+struct Voices {
+    all: Vec<wire::Voice>,
+    asked: Instant,
 }
 
 /// How many requests a plan may have at once.
@@ -161,17 +166,17 @@ impl ElevenLabs {
         }
         // Held while the list is asked for: whoever wants the same waits for it.
         let mut voices = self.voices.lock().await;
-        if let Some((known, at)) = &*voices {
-            match pick(known, wish) {
-                Err(error) if at.elapsed() >= ASK_AGAIN => drop(error),
-                picked => return picked,
+        if let Some(known) = &*voices {
+            let picked = pick(&known.all, wish);
+            if picked.is_ok() || known.asked.elapsed() < ASK_AGAIN {
+                return picked;
             }
         }
         // "Rachel" and others of her time are listed only to those who ask for legacy ones.
         let call = Call::get(["voices"]).with_query("show_legacy", "true");
-        let fresh = self.client.prepare::<wire::Voices>(call).await?.body.voices;
-        let picked = pick(&fresh, wish);
-        *voices = Some((fresh, Instant::now()));
+        let all = self.client.prepare::<wire::Voices>(call).await?.body.voices;
+        let picked = pick(&all, wish);
+        *voices = Some(Voices { all, asked: Instant::now() });
         picked
     }
 

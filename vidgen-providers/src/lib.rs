@@ -8,11 +8,12 @@ mod client;
 #[allow(unused, reason = "each provider uses its part of it")]
 pub mod models;
 
+#[cfg(feature = "cog")]
+pub mod cog;
+#[cfg(feature = "comfyui")]
+pub mod comfyui;
 #[cfg(feature = "elevenlabs")]
 pub mod elevenlabs;
-#[cfg(feature = "runway")]
-pub mod runway;
-
 #[cfg(feature = "fal")]
 pub mod fal;
 #[cfg(feature = "lab")]
@@ -23,3 +24,5 @@ pub mod local;
 pub mod openai;
 #[cfg(feature = "replicate")]
 pub mod replicate;
+#[cfg(feature = "runway")]
+pub mod runway;

@@ -133,6 +133,13 @@ impl ScriptedProvider {
         self
     }
 
+    /// Sets how long the answer to a submit may take.
+    #[must_use]
+    pub fn with_submit_timeout(mut self, timeout: Duration) -> Self {
+        self.capabilities.submit_timeout = timeout;
+        self
+    }
+
     /// Plays `scene` for the next submission of that kind that has none yet.
     pub fn then(&self, kind: StepKind, scene: Scene) {
         self.lock().scenes.entry(kind).or_default().push_back(scene);

@@ -221,7 +221,7 @@ impl Client {
     }
 
     /// Parts the 2xx from the rest.
-    async fn taken(&self, response: Response) -> Result<Response, Refusal> {
+    pub(super) async fn taken(&self, response: Response) -> Result<Response, Refusal> {
         if response.status().is_success() {
             return Ok(response);
         }

@@ -8,8 +8,9 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, Stream};
 use reqwest::header::LOCATION;
+use serde_json::Value;
 use vidgen_core::net::DownloadLimits;
-use vidgen_core::{Body, Error, ErrorKind, MediaInput, Output, Result, Spool, SubmitOptions};
+use vidgen_core::{Body, Error, ErrorKind, MediaInput, MediaType, Output, Result, Spool, StepKind, SubmitOptions};
 
 use super::refusal::Purpose;
 use super::{Call, Client};
@@ -31,6 +32,33 @@ pub(crate) async fn image_bytes(image: &MediaInput) -> Result<Bytes> {
 /// A data URL of a file (RFC 2397).
 pub(crate) fn data_url(media_type: &str, bytes: &[u8]) -> String {
     format!("data:{media_type};base64,{}", STANDARD.encode(bytes))
+}
+
+/// Where every file in an output lies, whatever the output's shape: one, a list, or an object of them.
+/// Those of the step's own kind come first.
+pub(crate) fn files(output: &Value, kind: Option<StepKind>) -> Vec<String> {
+    let mut texts = Vec::new();
+    super::strings(output, &mut texts);
+    texts.retain(|text| ["https:", "http:", "data:"].iter().any(|scheme| text.starts_with(scheme)));
+    texts.sort_by_key(|text| !kind.is_some_and(|kind| fits(kind, text)));
+    texts
+}
+
+fn fits(kind: StepKind, url: &str) -> bool {
+    if let Some(media_type) = url.strip_prefix("data:") {
+        return media_type.starts_with(match kind {
+            StepKind::Image | StepKind::Thumbnail => "image/",
+            StepKind::Speech => "audio/",
+            StepKind::Video | StepKind::Compose => "video/",
+        });
+    }
+    let path = url.split(['?', '#']).next().unwrap_or_default();
+    let media_type = MediaType::from_extension(path.rsplit_once('.').map_or("", |(_, extension)| extension));
+    match kind {
+        StepKind::Image | StepKind::Thumbnail => media_type.is_image(),
+        StepKind::Speech => media_type.is_audio(),
+        StepKind::Video | StepKind::Compose => media_type.is_video(),
+    }
 }
 
 fn from_data_url(url: &str) -> Option<Result<Body>> {

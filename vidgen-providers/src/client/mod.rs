@@ -14,6 +14,8 @@ mod quote;
 mod refusal;
 mod settings;
 mod standard_webhooks;
+#[cfg(feature = "comfyui")]
+mod websocket;
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -29,7 +31,7 @@ use crate::models::ModelTable;
 
 pub(crate) use call::{Call, Part};
 pub(crate) use exchange::Answer;
-pub(crate) use media::{data_url, image_bytes};
+pub(crate) use media::{data_url, files, image_bytes};
 pub(crate) use quote::{quotable, strings};
 pub(crate) use refusal::{Refusal, Verdict};
 pub(crate) use settings::{Auth, ClientBuilder, shared_settings};

@@ -72,6 +72,7 @@ pub(crate) struct ClientBuilder {
     allowed: Vec<SocketAddr>,
     submit_timeout: Option<Duration>,
     read_timeout: Duration,
+    http1: bool,
     max_live: Option<usize>,
     judge: fn(&Refusal) -> Verdict,
 }
@@ -89,6 +90,7 @@ impl ClientBuilder {
             allowed: Vec::new(),
             submit_timeout: None,
             read_timeout: READ_TIMEOUT,
+            http1: false,
             max_live: None,
             judge: |_| Verdict::default(),
         }
@@ -107,6 +109,19 @@ impl ClientBuilder {
     /// Sends a header with every call, such as the version of the API.
     pub(crate) fn with_header(mut self, name: &'static str, value: &'static str) -> Self {
         self.headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        self
+    }
+
+    /// Sends a header of the operator's own with every call to the API, whose value nobody may see.
+    pub(crate) fn with_secret_header(mut self, name: HeaderName, mut value: HeaderValue) -> Self {
+        value.set_sensitive(true);
+        self.headers.insert(name, value);
+        self
+    }
+
+    /// Speaks HTTP/1.1 and nothing newer, as an API with a [`Client::websocket`] must be spoken to.
+    pub(crate) fn with_http1(mut self) -> Self {
+        self.http1 = true;
         self
     }
 
@@ -201,6 +216,9 @@ impl ClientBuilder {
             .user_agent(USER_AGENT);
         if let Some(proxy) = proxy {
             builder = builder.proxy(proxy);
+        }
+        if self.http1 {
+            builder = builder.http1_only();
         }
         builder
             .build()

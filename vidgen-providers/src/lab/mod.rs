@@ -26,6 +26,8 @@
 #![allow(clippy::result_large_err, reason = "a route answers with a response either way")]
 
 mod callbacks;
+mod cog;
+mod comfyui;
 mod elevenlabs;
 mod fal;
 mod faults;
@@ -38,6 +40,7 @@ mod play;
 mod remote;
 mod replicate;
 mod run;
+mod runway;
 mod server;
 mod world;
 
@@ -50,6 +53,8 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use vidgen_core::{Callback, Clock, StepKind, SubmissionId};
 
+pub use cog::{Cog, cog};
+pub use comfyui::{ComfyUi, comfyui};
 pub use elevenlabs::{ElevenLabs, elevenlabs};
 pub use fal::{Fal, fal};
 pub use faults::{Faults, Outage, Rates};
@@ -58,6 +63,8 @@ pub use openai::{OpenAi, litellm, openai, sglang, vllm_omni};
 pub use play::{Answer, Course, Ends, Failure, Looks, OnCancel, Play, Refusal, Serving};
 pub use remote::{Remote, Retries, Signed, has_key, json, standard_webhook, typed, whole_seconds, with_header};
 pub use replicate::{Replicate, replicate};
+pub use runway::{Runway, runway};
+
 pub use world::{Phase, Run, Stopped, Upload, Wish, World};
 
 /// How many connections may wait to be accepted.
@@ -66,7 +73,7 @@ const BACKLOG: u32 = 1024;
 /// Every remote that there is, as it is without anything special.
 #[must_use]
 pub fn remotes() -> Vec<Box<dyn Remote>> {
-    vec![Box::new(fal()), Box::new(replicate())]
+    vec![Box::new(comfyui()), Box::new(fal()), Box::new(replicate())]
 }
 
 /// One fake remote. Dropping it closes it, and every connection to it.

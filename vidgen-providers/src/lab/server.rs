@@ -111,7 +111,7 @@ async fn converse(stream: TcpStream, world: World, routes: Router) {
         async move { answer(&world, routes, request, &reset).await }
     });
     // Whatever ends a connection, the next call opens another.
-    drop(http1::Builder::new().serve_connection(TokioIo::new(wire), service).await);
+    drop(http1::Builder::new().serve_connection(TokioIo::new(wire), service).with_upgrades().await);
 }
 
 async fn answer(

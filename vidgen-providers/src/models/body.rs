@@ -59,6 +59,7 @@ impl ModelEntry {
 
     #[allow(dead_code, reason = "only for providers whose lists show what was sent")]
     /// Our id of the submission in what was sent, or is said to have been.
+    #[allow(dead_code, reason = "only some providers can look for it")]
     pub(crate) fn marked<'a>(&self, body: &'a Value) -> Option<&'a str> {
         let path = &self.fields.marker.as_ref()?.name;
         path.0.iter().try_fold(body, |value, name| value.get(name))?.as_str()

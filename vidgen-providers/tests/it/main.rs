@@ -11,6 +11,8 @@
 #[cfg(feature = "lab")]
 #[allow(dead_code, reason = "some providers' tests use it")]
 mod answers;
+#[cfg(all(feature = "lab", feature = "cog"))]
+mod cog;
 #[cfg(all(feature = "lab", feature = "elevenlabs"))]
 mod elevenlabs;
 #[cfg(all(feature = "lab", feature = "fal"))]
@@ -26,3 +28,5 @@ mod openai;
 mod remote;
 #[cfg(all(feature = "lab", feature = "replicate"))]
 mod replicate;
+#[cfg(all(feature = "lab", feature = "runway"))]
+mod runway;
