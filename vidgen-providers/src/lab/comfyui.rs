@@ -106,8 +106,7 @@ impl ComfyUi {
     }
 
     fn dequeue(&self, world: &World, id: &str) -> bool {
-        let pending = world.peek(id).is_some_and(|run| run.phase() == Phase::Queued);
-        let stopped = pending && matches!(world.cancel(id), Ok(Stopped::Yes(_)));
+        let stopped = waits(world, id) && matches!(world.cancel(id), Ok(Stopped::Yes(_)));
         if stopped {
             self.shared.dequeued.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
         }
@@ -115,8 +114,7 @@ impl ComfyUi {
     }
 
     fn interrupt(world: &World, id: &str) -> bool {
-        let running = world.peek(id).is_some_and(|run| matches!(run.phase(), Phase::Running(_) | Phase::Unknown));
-        running && matches!(world.cancel(id), Ok(Stopped::Yes(_)))
+        !waits(world, id) && matches!(world.cancel(id), Ok(Stopped::Yes(_)))
     }
 
     /// Whether the server has lost sight of a run for a moment.
@@ -171,7 +169,7 @@ impl ComfyUi {
         let (mut running, mut pending) = (Vec::new(), Vec::new());
         for run in world.list()?.iter().rev().filter(|run| !run.ended()) {
             let item = json!([run.number, run.id, run.input, run.extra["extra_data"], [run.extra["output"]]]);
-            if run.phase() == Phase::Queued { pending.push(item) } else { running.push(item) }
+            if running.is_empty() { running.push(item) } else { pending.push(item) }
         }
         Ok(json(200, &json!({ "queue_running": running, "queue_pending": pending })))
     }
@@ -273,12 +271,7 @@ impl Remote for ComfyUi {
             );
         if this.jobs {
             let cancel = async move |State(world): State<World>, Path(id): Path<String>| {
-                let Some(run) = world.peek(&id) else { return json(200, &json!({ "cancelled": false })) };
-                let done = match run.phase() {
-                    // Who asks for the end of a run that nobody looked at asks the remote's clock.
-                    Phase::Queued => jobs.dequeue(&world, &id),
-                    _ => Self::interrupt(&world, &id),
-                };
+                let done = jobs.dequeue(&world, &id) || Self::interrupt(&world, &id);
                 json(200, &json!({ "cancelled": done }))
             };
             routes = routes.route("/jobs/{id}/cancel", post(cancel));
@@ -293,6 +286,7 @@ impl Remote for ComfyUi {
             (true, "/queue" | "/interrupt") => Class::Cancel,
             (true, path) if path.ends_with("/cancel") => Class::Cancel,
             (false, "/view") => Class::Output,
+            (false, "/ws") => Class::Listen,
             _ => Class::Read,
         }
     }
@@ -316,6 +310,13 @@ impl Remote for ComfyUi {
             Refusal::Busy | Refusal::Unavailable => text(503, "503: Service Unavailable"),
         }
     }
+}
+
+/// Whether a run waits for its turn: one runs at a time, in the order of their numbers.
+fn waits(world: &World, id: &str) -> bool {
+    let state = world.lock();
+    let first = state.runs.iter().find(|run| !run.ended());
+    state.runs.iter().any(|run| run.id == id && !run.ended()) && first.is_some_and(|run| run.id != id)
 }
 
 fn client(run: &Run) -> String {

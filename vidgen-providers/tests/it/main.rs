@@ -8,6 +8,8 @@
     reason = "clippy allows these in tests, but does not know the helpers of an integration test"
 )]
 
+#[cfg(all(feature = "lab", feature = "comfyui"))]
+mod comfyui;
 #[cfg(feature = "lab")]
 #[allow(dead_code, reason = "some providers' tests use it")]
 mod answers;
