@@ -93,6 +93,8 @@ struct Cast {
     remotes: Vec<ScriptedProvider>,
     /// Whether the second one is an alternative for the video, or speaks.
     speaks: bool,
+    /// Whether a remote forgets one of its runs.
+    forgets: bool,
 }
 
 impl Cast {
@@ -104,6 +106,7 @@ impl Cast {
         let speaks = profiles.len() == 2 && dice.chance(50);
         let name = |n: usize| format!("p{n}");
         let remotes: Vec<_> = profiles.iter().enumerate().map(|(n, profile)| profile.provider(&name(n))).collect();
+        let mut forgets = false;
         for (profile, remote) in profiles.iter().zip(&remotes) {
             if profile.calls_back() {
                 // It ends when the remote says so, not when somebody looks.
@@ -111,11 +114,13 @@ impl Cast {
             }
             for _ in 0..dice.below(4) {
                 for kind in [StepKind::Video, StepKind::Speech] {
-                    remote.then(kind, scene(*profile, dice));
+                    let scene = scene(*profile, dice);
+                    forgets |= matches!(scene, Scene::Vanishes);
+                    remote.then(kind, scene);
                 }
             }
         }
-        Self { profiles, remotes, speaks }
+        Self { profiles, remotes, speaks, forgets }
     }
 
     fn pipeline<P: Provider>(&self, wrap: impl Fn(&ScriptedProvider) -> P) -> Pipeline {
@@ -231,7 +236,7 @@ impl World {
         if self.chaos.dice(|d| d.chance(20)) {
             self.call(&remote, &submission, "early").await;
         }
-        if self.chaos.dice(|d| d.chance(5)) {
+        if self.chaos.dice(|d| d.chance(10)) {
             self.call_wrongly(&remote, &submission).await;
         }
         sleep(dice(100, 60_000)).await;
@@ -389,6 +394,10 @@ async fn schedule(seed: u64, sum: &Mutex<Sum>) {
     for id in &ids {
         let job = world.queue.get(&TenantId::single(), *id).await.unwrap();
         wrong.extend(sum.lock().unwrap().count(&job, of));
+        let lost = job.steps.iter().flat_map(|s| &s.attempts).find(|a| a.kind == ErrorKind::Protocol);
+        if let Some(lost) = lost.filter(|_| !world.cast.forgets) {
+            wrong.push(format!("{} is taken for paid and lost, and its remote knows it", lost.submission));
+        }
         if job.in_doubt() && world.chaos.dice(|d| d.chance(50)) {
             world.resolve(&job).await;
         }

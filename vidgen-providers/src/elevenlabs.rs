@@ -5,7 +5,7 @@
 //! ```
 //! use vidgen_providers::elevenlabs::{ElevenLabs, Tier};
 //!
-//! let elevenlabs = ElevenLabs::builder("sk_…key").with_tier(Tier::Creator).build()?;
+//! let elevenlabs = ElevenLabs::builder("sk_0123").with_tier(Tier::Creator).build()?;
 //! let route = elevenlabs.voice("Rachel").with_model("eleven_flash_v2_5".into());
 //! # Ok::<(), vidgen_core::Error>(())
 //! ```

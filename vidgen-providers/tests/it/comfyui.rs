@@ -310,5 +310,5 @@ pub(super) async fn until(done: impl Fn() -> bool) {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), wait).await.expect("it never happens");
+    tokio::time::timeout(std::time::Duration::from_secs(20), wait).await.unwrap();
 }

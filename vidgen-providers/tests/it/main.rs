@@ -8,13 +8,13 @@
     reason = "clippy allows these in tests, but does not know the helpers of an integration test"
 )]
 
-#[cfg(all(feature = "lab", feature = "comfyui"))]
-mod comfyui;
 #[cfg(feature = "lab")]
 #[allow(dead_code, reason = "some providers' tests use it")]
 mod answers;
 #[cfg(all(feature = "lab", feature = "cog"))]
 mod cog;
+#[cfg(all(feature = "lab", feature = "comfyui"))]
+mod comfyui;
 #[cfg(all(feature = "lab", feature = "elevenlabs"))]
 mod elevenlabs;
 #[cfg(all(feature = "lab", feature = "fal"))]

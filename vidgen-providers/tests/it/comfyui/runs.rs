@@ -236,7 +236,7 @@ async fn progress(set: &Set, handle: &Handle, wanted: impl Fn(Option<f32>) -> bo
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), looks).await.expect("there is never such a progress")
+    tokio::time::timeout(Duration::from_secs(20), looks).await.unwrap()
 }
 
 fn nodes(handle: &Handle, nodes: Value) -> Value {
@@ -273,7 +273,9 @@ async fn a_lost_socket_is_lost_progress_and_nothing_else() {
     until(|| !set.server.sockets().is_empty()).await;
     progress(&set, &handle, |p| p.is_some()).await;
     let before = set.server.sockets();
-    set.server.drop_sockets();
+    set.server.refuse_sockets(true);
+    progress(&set, &handle, |p| p.is_none()).await;
+    set.server.refuse_sockets(false);
     // It comes again by itself, under the same name.
     until(|| !set.server.sockets().is_empty()).await;
     assert_eq!(set.server.sockets(), before);
