@@ -9,7 +9,7 @@ use url::Url;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::media::Body;
-use crate::provider::{Callback, ProviderId, RunState, Snapshot, Spool, SubmissionId};
+use crate::provider::{Callback, ProviderId, Spool, SubmissionId};
 use crate::queue::Witness;
 use crate::vidgen::Vidgen;
 
@@ -115,12 +115,6 @@ impl Vidgen {
         let Some(job) = submission.job() else { return Err(forged()) };
         let client = self.provider(provider)?;
         let handle = client.callback(&callback, &spool).await?;
-        // Where nothing but the callback tells of the end, one that overtook it must not hide it.
-        let goes_on = |seen: Result<Snapshot>| seen.is_ok_and(|seen| matches!(seen.state, RunState::Running));
-        if client.capabilities().only_callback && goes_on(client.poll(&handle).await) {
-            tracing::debug!(%job, %provider, "a provider called back before the end");
-            return Ok(());
-        }
         tracing::debug!(%job, %provider, "a provider called back");
         self.inner.queue.witness(Witness { job, submission, handle }).await
     }

@@ -207,9 +207,10 @@ impl Job {
         self.witnesses.iter().find(|w| w.submission == *submission).map(|w| &w.handle)
     }
 
-    /// Keeps a witness: the last one for its submission. Every queue calls this.
+    /// Keeps a witness: the last one for its submission, unless there is one of its end (rule Q19).
     pub fn hear(&mut self, witness: Witness) {
         match self.witnesses.iter_mut().find(|w| w.submission == witness.submission) {
+            Some(known) if known.handle.has_end() => {}
             Some(known) => *known = witness,
             None => self.witnesses.push(witness),
         }

@@ -149,6 +149,14 @@ pub enum Price {
         /// How many thousandths of a unit a run is expected to take at most: what is held for it.
         at_most_milli: u64,
     },
+    /// The same, where each second of the video that was asked for takes so many units: what is held
+    /// grows with its length.
+    PerUnitSecond {
+        /// For a unit.
+        rate: Usd,
+        /// How many thousandths of a unit a second is expected to take at most.
+        milli_per_second: u64,
+    },
 }
 
 /// What a run used, by the provider's count.
@@ -176,6 +184,9 @@ impl Price {
             Self::PerRun(amount) => amount,
             Self::PerSecond(amount) => amount.per_second(task.duration()),
             Self::PerCharacter(amount) => amount.times(i64::try_from(task.text().chars().count()).unwrap_or(i64::MAX)),
+            Self::PerUnitSecond { rate, milli_per_second } => {
+                rate.per_thousandths(milli_per_second).per_second(task.duration())
+            }
             Self::PerComputeSecond { .. } | Self::PerUnit { .. } => self.flat(),
         }
     }
@@ -187,7 +198,7 @@ impl Price {
             Self::PerRun(amount) => amount,
             Self::PerComputeSecond { rate, at_most } => rate.per_second(at_most),
             Self::PerUnit { rate, at_most_milli } => rate.per_thousandths(at_most_milli),
-            Self::Free | Self::PerSecond(_) | Self::PerCharacter(_) => Usd::ZERO,
+            Self::Free | Self::PerSecond(_) | Self::PerCharacter(_) | Self::PerUnitSecond { .. } => Usd::ZERO,
         }
     }
 
@@ -200,7 +211,9 @@ impl Price {
             (Self::PerCharacter(rate), Usage::Characters(count)) => {
                 Some(rate.times(i64::try_from(count).unwrap_or(i64::MAX)))
             }
-            (Self::PerUnit { rate, .. }, Usage::MilliUnits(units)) => Some(rate.per_thousandths(units)),
+            (Self::PerUnit { rate, .. } | Self::PerUnitSecond { rate, .. }, Usage::MilliUnits(units)) => {
+                Some(rate.per_thousandths(units))
+            }
             _ => None,
         }
     }
@@ -353,6 +366,7 @@ pub struct UsageRow {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provider::{Size, VideoTask};
 
     #[test]
     fn amounts_print_with_at_least_two_decimals() {
@@ -366,6 +380,24 @@ mod tests {
         let price = Usd::from_micros(1);
         assert_eq!(price.per_second(Duration::from_millis(1)), Usd::from_micros(1));
         assert_eq!(Usd::from_cents(10).per_second(Duration::from_millis(1500)), Usd::from_cents(15));
+    }
+
+    #[test]
+    fn units_of_a_second_are_held_by_the_length_and_billed_by_their_count() {
+        let price = Price::PerUnitSecond { rate: Usd::from_cents(1), milli_per_second: 12_500 };
+        let video = VideoTask {
+            prompt: String::new(),
+            negative_prompt: None,
+            style: None,
+            image: None,
+            size: Size { width: 16, height: 16 },
+            duration: Duration::from_secs(4),
+            fps: None,
+            seed: None,
+        };
+        assert_eq!(price.of(&TaskSpec::Video(video)), Usd::from_cents(50));
+        assert_eq!(price.of_usage(Usage::MilliUnits(48_000)), Some(Usd::from_cents(48)));
+        assert_eq!((price.flat(), price.of_usage(Usage::Characters(1))), (Usd::ZERO, None));
     }
 
     #[test]

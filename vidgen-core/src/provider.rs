@@ -1,6 +1,7 @@
 //! Who makes images, videos and speech, and puts them together.
 
 mod callback;
+mod end;
 mod model;
 mod spool;
 mod task;
@@ -49,7 +50,9 @@ pub use task::*;
 /// - **P15** The cost reported is the remote's if it states one, else `None`: the pipeline then
 ///   uses the price table, with the usage if the remote states that. It is never zero by default.
 /// - **P16** A callback that is forged, altered or too old is `Unauthorized`, and one that is not
-///   understood is `Protocol`; a genuine one names the handle of the run that it tells of.
+///   understood is `Protocol`; a genuine one names the handle of the run that it tells of. Where
+///   nothing else is heard of a run, the handle of one that ended carries the end
+///   ([`Handle::with_end`]), and a look at it sees that.
 #[async_trait]
 pub trait Provider: Debug + Send + Sync + 'static {
     /// The provider's name, unique in a pipeline, e.g. `replicate`.
@@ -130,8 +133,8 @@ pub struct Capabilities {
     pub cancel: bool,
     /// Whether it calls back.
     pub callback: bool,
-    /// Whether its callback is all that is ever heard of a run: what a verified callback says in
-    /// its handle's detail is then believed, since nobody can be asked.
+    /// Whether its callback is all that is ever heard of a run: the end that a verified callback
+    /// put into its handle ([`Handle::with_end`]) is then believed, since nobody can be asked.
     pub only_callback: bool,
     /// Whether it answers a submit with the output itself, which it keeps in the [`Spool`].
     pub spools: bool,
@@ -340,13 +343,14 @@ pub struct Submission {
 }
 
 /// The provider's id of an accepted submission. JSON, without secrets.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Handle {
     /// Whose it is.
     pub provider: ProviderId,
     /// The provider's own id.
     pub remote_id: String,
-    /// Whatever else the provider needs to poll (URLs without secrets, the endpoint).
+    /// Whatever else the provider needs to poll (URLs without secrets, the endpoint). Never what a
+    /// remote said as it stands: `end` is believed ([`Handle::with_end`]).
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub detail: Value,
 }
@@ -355,20 +359,6 @@ impl Handle {
     /// A handle that is an id and nothing more.
     pub fn new(provider: ProviderId, remote_id: impl Into<String>) -> Self {
         Self { provider, remote_id: remote_id.into(), detail: Value::Null }
-    }
-
-    /// The handle of a run whose output was the answer to its submit, and lies in the spool.
-    #[must_use]
-    pub fn spooled(provider: ProviderId, submission: &SubmissionId, output: &Output) -> Self {
-        let detail = serde_json::json!({ "spooled": output.spooled });
-        Self { provider, remote_id: submission.as_str().to_owned(), detail }
-    }
-
-    /// The end of a run whose output lies in the spool, as its handle has it.
-    #[must_use]
-    pub fn spooled_end(&self) -> Option<Snapshot> {
-        let key = self.detail.get("spooled")?.as_str()?;
-        Some(Snapshot::succeeded(vec![Output::in_spool(MediaKey::new(key).ok()?)]))
     }
 
     /// Adds what else the provider needs to poll.
@@ -380,7 +370,7 @@ impl Handle {
 }
 
 /// What one poll saw.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Snapshot {
     /// How it is going.
@@ -443,7 +433,8 @@ impl Snapshot {
 }
 
 /// How an accepted submission is going.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RunState {
     /// Waiting or running, or in a state we do not know.
@@ -456,8 +447,16 @@ pub enum RunState {
     Canceled,
 }
 
+impl RunState {
+    /// Whether nothing more comes of it.
+    #[must_use]
+    pub fn is_end(&self) -> bool {
+        !matches!(self, Self::Running)
+    }
+}
+
 /// Why a run ended without outputs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunFailure {
     /// `Refused` and `Invalid` are final; `Unsupported` means that this provider cannot;
     /// everything else may be tried again.

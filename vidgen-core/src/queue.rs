@@ -83,8 +83,9 @@ pub const MAX_PER_ENDPOINT: usize = 4;
 /// - **Q18** Retention never takes a live job, one with an open hold or one with an event still
 ///   to be delivered, and never the ledger or an idempotency row before its time.
 /// - **Q19** A witness is kept with its job, the last one for each submission, and the job is woken
-///   (as by [`Queue::wake`]) in the same transaction. A witness of a job that is not there is
-///   forgotten without an error. It changes neither state nor version nor money.
+///   (as by [`Queue::wake`]) in the same transaction. One of an end ([`Handle::has_end`](crate::Handle::has_end))
+///   stays whatever comes later, since callbacks overtake one another. A witness of a job that is
+///   not there is forgotten without an error. It changes neither state nor version nor money.
 #[async_trait]
 pub trait Queue: Debug + Send + Sync + 'static {
     // --- for the host ---

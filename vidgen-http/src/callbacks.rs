@@ -42,7 +42,11 @@ pub(crate) async fn callback(
     let Query(Signed { submission, signature }) = signed.map_err(|_| Problem::unauthorized())?;
     // Before anything is read: who was not given the URL sends us no megabytes.
     api.vidgen.check_callback(&provider, &submission, &signature).map_err(refused)?;
-    let body = to_bytes(body, MAX_CALLBACK).await.map_err(|_| Problem::of_status(StatusCode::PAYLOAD_TOO_LARGE))?;
+    let body = to_bytes(body, MAX_CALLBACK).await.map_err(|_| {
+        // Where nothing else is heard of a run, this one is lost: its operator must be told why.
+        tracing::warn!(%provider, %submission, "a callback broke off, or is too long: files belong in an upload");
+        Problem::of_status(StatusCode::PAYLOAD_TOO_LARGE)
+    })?;
     let readable = headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
     let callback = Callback::new(readable, body, api.vidgen.clock().now());
     api.vidgen.callback(&provider, &submission, &signature, callback).await.map_err(refused)?;

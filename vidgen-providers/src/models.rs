@@ -88,6 +88,11 @@ impl ModelEntry {
     pub fn takes_image(&self) -> bool {
         self.fields.image.is_some()
     }
+
+    /// The field of a first frame, for providers that send it as a part of a form.
+    pub(crate) fn image_field(&self) -> Option<&str> {
+        self.fields.image.as_ref()?.name.0.first().map(String::as_str)
+    }
 }
 
 /// The models of a provider. The first of a kind is the default for that kind.

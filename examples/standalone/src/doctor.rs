@@ -25,6 +25,7 @@ pub(crate) async fn run(settings: &Settings) -> ExitCode {
         ("ffmpeg", tool("ffmpeg", "-version", "install it: apt-get install ffmpeg", true).await),
         ("ffprobe", tool("ffprobe", "-version", "it comes with ffmpeg: apt-get install ffmpeg", true).await),
         ("voice", tool("espeak-ng", "--version", "scripts stay unspoken: apt-get install espeak-ng", false).await),
+        ("pipeline", pipelines(settings)),
         ("media", media(settings).await),
         ("database", database(settings).await),
         ("port", port(settings).await),
@@ -56,6 +57,13 @@ async fn tool(program: &str, flag: &str, remedy: &str, essential: bool) -> Findi
         _ => format!("{program} does not run; {remedy}"),
     };
     if essential { Missing(problem) } else { Lacking(problem) }
+}
+
+fn pipelines(settings: &Settings) -> Finding {
+    match backends::probe_pipelines(settings) {
+        Ok(text) => Fine(text),
+        Err(e) => Missing(format!("{e:#}")),
+    }
 }
 
 async fn media(settings: &Settings) -> Finding {

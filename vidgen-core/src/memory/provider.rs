@@ -133,6 +133,13 @@ impl ScriptedProvider {
         self
     }
 
+    /// Sets how long the answer to a submit may take.
+    #[must_use]
+    pub fn with_submit_timeout(mut self, timeout: Duration) -> Self {
+        self.capabilities.submit_timeout = timeout;
+        self
+    }
+
     /// Plays `scene` for the next submission of that kind that has none yet.
     pub fn then(&self, kind: StepKind, scene: Scene) {
         self.lock().scenes.entry(kind).or_default().push_back(scene);
@@ -308,13 +315,7 @@ impl Provider for ScriptedProvider {
             return Ok(end);
         }
         if self.capabilities.only_callback {
-            let failure = RunFailure::new(ErrorKind::Unavailable, "the callback says so");
-            return Ok(match handle.detail.as_str() {
-                Some("succeeded") => succeeded(handle),
-                Some("failed") => Snapshot::failed(failure),
-                Some("canceled") => Snapshot::canceled(),
-                _ => Snapshot::running(None),
-            });
+            return Ok(handle.end().unwrap_or_else(|| Snapshot::running(None)));
         }
         let mut remote = self.call()?;
         let unknown = || self.error(ErrorKind::NotFound, "no such run");
@@ -406,7 +407,16 @@ impl Provider for ScriptedProvider {
         let body = std::str::from_utf8(&callback.body).map_err(|_| self.garbled())?;
         let (run, word) = body.split_once(' ').ok_or_else(|| self.garbled())?;
         let handle = Handle::new(self.id.clone(), run);
-        Ok(if self.capabilities.only_callback { handle.with_detail(word.into()) } else { handle })
+        if !self.capabilities.only_callback {
+            return Ok(handle);
+        }
+        let end = match word {
+            "succeeded" => succeeded(&handle),
+            "failed" => Snapshot::failed(RunFailure::new(ErrorKind::Unavailable, "the callback says so")),
+            "canceled" => Snapshot::canceled(),
+            _ => return Ok(handle),
+        };
+        Ok(handle.with_end(&end))
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use reqwest::{Client, Response};
+use reqwest::{Client, Method, Response};
 
 use super::resolve::{Denied, ForClient, Judged, Resolve, SystemResolver};
 use super::url::{CheckedUrl, Rules};
@@ -110,7 +110,16 @@ impl Guard {
         // The other guard that checked it may have allowed more; and a literal address is never
         // shown to the resolver.
         self.rules.judge(&url.0)?;
-        self.exchange(url, headers, body, limits).await
+        self.exchange(Method::POST, url, headers, body, limits).await
+    }
+
+    /// Puts `body` at `url`, once: where a remote wants a file to be left.
+    ///
+    /// # Errors
+    /// As [`Guard::post`].
+    pub async fn put(&self, url: &CheckedUrl, headers: HeaderMap, body: Bytes, limits: CallLimits) -> Result<Answer> {
+        self.rules.judge(&url.0)?;
+        self.exchange(Method::PUT, url, headers, body, limits).await
     }
 
     /// How often an answer came from an address that should have been out of reach. Anything but
@@ -120,9 +129,16 @@ impl Guard {
         self.breaches.load(Ordering::Relaxed)
     }
 
-    async fn exchange(&self, url: &CheckedUrl, headers: HeaderMap, body: Bytes, limits: CallLimits) -> Result<Answer> {
+    async fn exchange(
+        &self,
+        method: Method,
+        url: &CheckedUrl,
+        headers: HeaderMap,
+        body: Bytes,
+        limits: CallLimits,
+    ) -> Result<Answer> {
         let start = tokio::time::Instant::now();
-        let request = self.client.post(url.0.clone()).headers(headers).body(body).send();
+        let request = self.client.request(method, url.0.clone()).headers(headers).body(body).send();
         let response = match tokio::time::timeout(limits.total, request).await {
             Err(_) => return Err(unreachable("timed out")),
             Ok(Err(e)) => return Err(unreachable(cause(&e))),

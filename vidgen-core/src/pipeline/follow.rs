@@ -106,11 +106,11 @@ impl<'a> Polling<'a> {
             match snapshot {
                 Ok(snapshot) => self.see(&record, snapshot).await?,
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    let cost = self.cost(&record, None, None);
-                    let now = self.run.now();
-                    let sent = self.run.sent(self.planned.step);
-                    let (record, cost) = step::after_loss(&record, self.planned, &self.capabilities, cost, sent, now);
-                    self.run.checkpoint(record, cost).await?;
+                    // Its end may have been told while it was asked for.
+                    match self.news(&record).await {
+                        Some(news) => self.run.checkpoint(news, None).await.map(|_| ())?,
+                        None => self.lose(&record, self.run.sent(self.planned.step)).await?,
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(job = %self.run.job.id, step = %self.planned.step, %error, "poll");
@@ -163,6 +163,8 @@ impl<'a> Polling<'a> {
                 self.cancel(record, handle).await?;
             }
             Overdue::Cancel => return Ok(false),
+            // Where nobody can be asked, that is what an end looks like whose callbacks were lost.
+            Overdue::GiveUp if self.is_unheard(record) => self.lose(record, true).await?,
             Overdue::GiveUp => {
                 let failure = Failure::coded("timed_out", format!("the {} took too long", self.planned.step));
                 let cost = self.cost(record, None, None);
@@ -272,8 +274,26 @@ impl<'a> Polling<'a> {
         self.run.checkpoint(step::cancel_sent(record), None).await?;
         if let Err(error) = self.run.answered(self.route.provider.cancel(handle)).await {
             tracing::info!(job = %self.run.job.id, step = %self.planned.step, %error, "cancel");
+            let record = self.run.record(self.planned.step);
+            if error.kind() == ErrorKind::TooLate && self.run.canceled() && self.is_unheard(&record) {
+                // Nothing was paid for, so that its end need not be waited for: it may never be told.
+                self.waste(&record, canceled(), Cost::FREE).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Whether nothing but a callback tells of the run, and nothing is lost with it.
+    fn is_unheard(&self, record: &StepRecord) -> bool {
+        let free = |submission| step::is_free(submission, &self.capabilities);
+        self.capabilities.only_callback && record.open_submission().is_some_and(free)
+    }
+
+    /// Nothing more will be heard of the run.
+    async fn lose(&mut self, record: &StepRecord, sent: bool) -> Result<(), Halt> {
+        let cost = self.cost(record, None, None);
+        let (record, cost) = step::after_loss(record, self.planned, &self.capabilities, cost, sent, self.run.now());
+        self.run.checkpoint(record, cost).await.map(|_| ())
     }
 
     async fn waste(&self, record: &StepRecord, failure: Failure, cost: Cost) -> Result<(), Halt> {

@@ -11,6 +11,7 @@ pub mod step;
 mod submit;
 mod task;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -190,6 +191,21 @@ impl Pipeline {
         }
         self.steps.sort_by_key(|s| s.kind);
         Ok(self)
+    }
+}
+
+/// For people: `default: image by replicate (black-forest-labs/flux-schnell), video by fal (…) or …`.
+impl fmt::Display for Pipeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |kind, route: &Route| match route.resolve(kind) {
+            Ok(model) => format!("{} ({})", route.provider.id(), model.id),
+            Err(_) => route.provider.id().to_string(),
+        };
+        let step = |step: &PipelineStep| {
+            let routes: Vec<String> = step.routes.iter().map(|route| name(step.kind, route)).collect();
+            format!("{} by {}", step.kind, routes.join(" or "))
+        };
+        write!(f, "{}: {}", self.name, self.steps.iter().map(step).collect::<Vec<_>>().join(", "))
     }
 }
 

@@ -230,7 +230,10 @@ impl Breakers {
         });
         shut.kind = kind;
         shut.submits |= asked == Asked::ToRun;
-        shut.until = now + shut.pause;
+        // Looks go on all the while: were they to prolong the pause, nothing would ever probe.
+        if !known || asked == Asked::ToRun {
+            shut.until = now + shut.pause;
+        }
         !known
     }
 

@@ -202,7 +202,10 @@ pub fn after_submit(
             Some(after(&record, failed(step, error.kind(), error.message())))
         }
         ErrorKind::RateLimited => {
-            let wait = error.retry_after().unwrap_or_else(|| route::backoff(1));
+            // Who does not say for how long is asked less and less often, or a long run of another's
+            // would use up all the patience there is.
+            let limits = record.attempts.iter().rev().take_while(|a| a.kind == ErrorKind::RateLimited).count();
+            let wait = error.retry_after().unwrap_or_else(|| route::backoff(limits + 1));
             let record = with_attempt(record, submission, error.kind(), error.message(), None, now);
             Some(aside(record, step, submission, Pause::rate_limit(wait), now))
         }
@@ -274,11 +277,13 @@ pub fn after_witness(record: &StepRecord, handle: &Handle) -> Option<StepRecord>
     }
 }
 
-/// The record of a run of which only callbacks are heard, after one told more of it.
+/// The record of a run of which only callbacks are heard, after one told more of it. An end stays
+/// what it is: callbacks overtake one another.
 #[must_use]
 pub fn after_news(record: &StepRecord, news: &Handle) -> Option<StepRecord> {
     let StepState::Accepted { handle, .. } = &record.state else { return None };
-    if handle.remote_id != news.remote_id || handle == news {
+    let another = handle.remote_id != news.remote_id || handle.provider != news.provider;
+    if another || handle.has_end() || handle == news {
         return None;
     }
     let mut state = record.state.clone();
@@ -296,7 +301,9 @@ pub(super) fn told_by(
     timing: &Timing,
 ) -> Timestamp {
     let settled = settled_at(submission, capabilities, timing);
-    if means.calls_back { later(settled, timing.find_patience) } else { settled }
+    // What is free and will be run again is not worth an hour's wait: its callback would have come.
+    let again = submission.hold == Usd::ZERO && means.on_unknown == OnUnknown::Resubmit;
+    if means.calls_back && !again { later(settled, timing.find_patience) } else { settled }
 }
 
 /// The record of a submission of which nobody can tell: left in doubt, or bought again if the
@@ -349,9 +356,10 @@ pub fn after_failure(
     (record, entry)
 }
 
-/// The record after the provider forgot a run. One that is free is run again: at once and without
-/// counting if an earlier process `sent` it, since that is what a restart looks like to a provider
-/// in process. A paid one is counted as billed, since an unknown cost is never zero (M7).
+/// The record after the provider forgot a run, or nothing more will be heard of it. One that is free
+/// is run again; at once and without counting if it was not this process that `sent` it, since that
+/// is what a restart looks like to a provider in process. A paid one is counted as billed, since an
+/// unknown cost is never zero (M7).
 #[must_use]
 pub fn after_loss(
     record: &StepRecord,
@@ -363,16 +371,25 @@ pub fn after_loss(
 ) -> (StepRecord, Option<CostEntry>) {
     let Some(submission) = record.open_submission() else { return (record.clone(), None) };
     let reason = "the provider no longer knows the run";
-    if capabilities.resubmit != Resubmit::Free {
+    if !is_free(submission, capabilities) {
         let noted = with_attempt(record, submission, ErrorKind::Protocol, reason, Some(cost), now);
         let entry = cost_entry(record, submission, cost);
         return (after(&noted, failed(step, ErrorKind::Protocol, reason)), Some(entry));
     }
-    if !sent {
+    if !sent && capabilities.resubmit == Resubmit::Free {
         return (after(record, StepState::Waiting { not_before: now }), None);
     }
-    let noted = with_attempt(record, submission, ErrorKind::Unavailable, reason, None, now);
+    // In a slot of its own where callbacks may still come of the lost one: they must not be taken for
+    // the next one's.
+    let slot = capabilities.callback.then_some(Cost::FREE);
+    let noted = with_attempt(record, submission, ErrorKind::Unavailable, reason, slot, now);
     (again(noted, step, submission, None, now), None)
+}
+
+/// Whether a run that is lost costs nothing, and may be run again.
+#[must_use]
+pub fn is_free(submission: &Submission, capabilities: &Capabilities) -> bool {
+    submission.hold == Usd::ZERO || capabilities.resubmit == Resubmit::Free
 }
 
 /// The record after the end of a run came too late, or its output could not be had.

@@ -4,16 +4,22 @@ use std::fmt;
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
+use serde::Deserialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::JobId;
 use crate::media::{Body, MediaKey};
-use crate::provider::{Output, SubmissionId};
+use crate::money::Usage;
+use crate::provider::{Handle, Output, ProviderId, Snapshot, SubmissionId};
 use crate::store::Store;
 use crate::vidgen::media_prefix;
 
 /// The name of the output of a provider that answers a submit with the bytes themselves.
 const ANSWER: &str = "answer";
+/// Where the detail of a handle has the media key of an output that lies here.
+const SPOOLED: &str = "spooled";
+/// Where it has what the run used.
+const USAGE: &str = "usage";
 
 /// A place in the host's store for what one submission makes, for providers that hand their bytes
 /// over once: as the answer to the submit, or to an upload sink. What lies there survives this
@@ -21,6 +27,7 @@ const ANSWER: &str = "answer";
 #[derive(Clone)]
 pub struct Spool {
     store: Arc<dyn Store>,
+    submission: SubmissionId,
     stem: String,
 }
 
@@ -31,7 +38,14 @@ impl Spool {
     /// `Invalid` if the id is not one of ours.
     pub fn new(store: Arc<dyn Store>, submission: &SubmissionId) -> Result<Self> {
         let (job, slot) = submission.parts().ok_or_else(|| Error::invalid_field("submission", "is not one of ours"))?;
-        Ok(Self { store, stem: format!("{}/spool-{slot}", media_prefix(job)) })
+        let stem = format!("{}/spool-{slot}", media_prefix(job));
+        Ok(Self { store, submission: submission.clone(), stem })
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn submission(&self) -> &SubmissionId {
+        &self.submission
     }
 
     /// Keeps the answer to the submit: complete, or not at all. An error means that the bytes are
@@ -48,7 +62,15 @@ impl Spool {
     /// # Errors
     /// What the store raises.
     pub async fn kept(&self) -> Result<Option<Output>> {
-        let output = self.output(ANSWER)?;
+        self.find(ANSWER).await
+    }
+
+    /// The output that the provider names `name`, if it was kept.
+    ///
+    /// # Errors
+    /// What the store raises.
+    pub async fn find(&self, name: &str) -> Result<Option<Output>> {
+        let output = self.output(name)?;
         let Some(key) = output.spooled() else { return Ok(None) };
         match self.store.head(key).await {
             Ok(_) => Ok(Some(output)),
@@ -112,6 +134,35 @@ impl fmt::Debug for Spool {
     }
 }
 
+impl Handle {
+    /// The handle of a run whose output was the answer to its submit, and lies in the spool.
+    #[must_use]
+    pub fn spooled(provider: ProviderId, submission: &SubmissionId, output: &Output) -> Self {
+        Self::new(provider, submission.as_str()).with_detail(serde_json::json!({ SPOOLED: output.spooled }))
+    }
+
+    /// Adds what the run used, by the same answer: nobody can be asked later.
+    #[must_use]
+    pub fn with_spooled_usage(mut self, usage: Usage) -> Self {
+        if let (Some(detail), Ok(usage)) = (self.detail.as_object_mut(), serde_json::to_value(usage)) {
+            detail.insert(USAGE.to_owned(), usage);
+        }
+        self
+    }
+
+    /// The end of a run whose output lies in the spool, as its handle has it.
+    #[must_use]
+    pub fn spooled_end(&self) -> Option<Snapshot> {
+        let key = self.detail.get(SPOOLED)?.as_str()?;
+        let end = Snapshot::succeeded(vec![Output::in_spool(MediaKey::new(key).ok()?)]);
+        let usage = self.detail.get(USAGE).and_then(|usage| Usage::deserialize(usage).ok());
+        Some(match usage {
+            Some(usage) => end.with_usage(usage),
+            None => end,
+        })
+    }
+}
+
 impl SubmissionId {
     /// The job, and the rest of the id as it may stand in a media key: `video-1`.
     fn parts(&self) -> Option<(JobId, String)> {
@@ -137,6 +188,7 @@ mod tests {
     use super::*;
     use crate::job::{StepKind, submission_id};
     use crate::memory::MemoryStore;
+    use crate::provider::RunState;
 
     #[tokio::test]
     async fn what_was_kept_is_found_by_the_next_process_and_by_nobody_else() {
@@ -159,6 +211,22 @@ mod tests {
         assert!(spool(job, 11).kept().await.unwrap().is_some());
         spool(job, 1).remove(&found).await.unwrap();
         assert!(spool(job, 1).kept().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_handle_of_what_was_spooled_carries_its_end_and_what_was_used() {
+        let id = submission_id(JobId::new(), StepKind::Speech, 1);
+        let spool = Spool::new(Arc::new(MemoryStore::new()), &id).unwrap();
+        let output = spool.keep(Bytes::from_static(b"paid").into()).await.unwrap();
+        let handle = Handle::spooled("acme".into(), &id, &output);
+        assert_eq!(handle.spooled_end().unwrap().usage, None);
+        // Another process has nothing but its JSON.
+        let json = serde_json::to_string(&handle.with_spooled_usage(Usage::Characters(27))).unwrap();
+        let end = serde_json::from_str::<Handle>(&json).unwrap().spooled_end().unwrap();
+        assert_eq!(end.usage, Some(Usage::Characters(27)));
+        assert!(matches!(&end.state, RunState::Succeeded(all) if all[0].spooled() == output.spooled()));
+        let other = Handle::new("acme".into(), "run").with_spooled_usage(Usage::Characters(27));
+        assert!(other.spooled_end().is_none() && other.detail.is_null());
     }
 
     #[test]

@@ -10,7 +10,14 @@
     reason = "tests fail by panicking"
 )]
 
+mod callbacks;
+mod doubts;
+mod kit;
+mod outages;
 mod pipeline;
+mod places;
 mod provider;
 mod queue;
+mod silence;
 mod survival;
+mod wishes;

@@ -30,17 +30,20 @@ pub(crate) fn everything_by(studio: &ScriptedProvider) -> Pipeline {
 }
 
 pub(crate) fn world(pipeline: Pipeline) -> World {
+    world_with(pipeline, |builder| builder)
+}
+
+pub(crate) fn world_with(pipeline: Pipeline, change: impl FnOnce(VidgenBuilder) -> VidgenBuilder) -> World {
     let clock = Arc::new(clock());
     let queue = MemoryQueue::with_clock(clock.clone());
     let notifier = MemoryNotifier::new();
-    let vidgen = Vidgen::builder()
+    let builder = Vidgen::builder()
         .queue(queue.clone())
         .store(MemoryStore::new())
         .notifier(notifier.clone())
         .pipeline(pipeline)
-        .clock(*clock)
-        .build()
-        .unwrap();
+        .clock(*clock);
+    let vidgen = change(builder).build().unwrap();
     World { vidgen, queue, notifier, tenant: TenantId::single() }
 }
 

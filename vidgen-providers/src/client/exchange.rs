@@ -128,7 +128,7 @@ impl Client {
     }
 
     /// Puts a file where the remote said that it shall go: a link of the remote's, without our key.
-    /// To other hosts than the API's, only by POST, since that is what the guard can.
+    /// To other hosts than the API's, only through the guard.
     ///
     /// # Errors
     /// As [`Client::prepare`].
@@ -147,16 +147,17 @@ impl Client {
                 Err(refusal) => Err(self.refused(&refusal, Purpose::Prepare, &call.sent())),
             };
         }
-        if call.method != Method::POST {
-            return Err(self.error(ErrorKind::Unsupported, "files go to other hosts by POST only"));
-        }
         let (headers, body) = self.encoded(call).await?;
         // A link that may not be called is the remote's fault, and no bad field of the request's.
         let refused =
             |e: Error| self.error(ErrorKind::Unavailable, "the upload leads where nobody may call").with_source(e);
-        let url = self.shared.guard.check(&link).map_err(refused)?;
-        let limits = CallLimits::WEBHOOK.with_total(PREPARE_TIMEOUT);
-        let answer = self.shared.guard.post(&url, headers, body, limits).await?;
+        let (guard, limits) = (&self.shared.guard, CallLimits::WEBHOOK.with_total(PREPARE_TIMEOUT));
+        let url = guard.check(&link).map_err(refused)?;
+        let answer = match call.method {
+            Method::POST => guard.post(&url, headers, body, limits).await?,
+            Method::PUT => guard.put(&url, headers, body, limits).await?,
+            _ => return Err(self.error(ErrorKind::Unsupported, "files go to other hosts by POST or PUT only")),
+        };
         if !(200..300).contains(&answer.status) {
             let message = format!("the upload was answered {}", answer.status);
             return Err(self.error(ErrorKind::Unavailable, message));
@@ -220,7 +221,7 @@ impl Client {
     }
 
     /// Parts the 2xx from the rest.
-    async fn taken(&self, response: Response) -> Result<Response, Refusal> {
+    pub(super) async fn taken(&self, response: Response) -> Result<Response, Refusal> {
         if response.status().is_success() {
             return Ok(response);
         }

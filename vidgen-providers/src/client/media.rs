@@ -8,8 +8,9 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, Stream};
 use reqwest::header::LOCATION;
+use serde_json::Value;
 use vidgen_core::net::DownloadLimits;
-use vidgen_core::{Body, Error, ErrorKind, MediaInput, Output, Result, Spool, SubmitOptions};
+use vidgen_core::{Body, Error, ErrorKind, MediaInput, MediaType, Output, Result, Spool, StepKind, SubmitOptions};
 
 use super::refusal::Purpose;
 use super::{Call, Client};
@@ -31,6 +32,33 @@ pub(crate) async fn image_bytes(image: &MediaInput) -> Result<Bytes> {
 /// A data URL of a file (RFC 2397).
 pub(crate) fn data_url(media_type: &str, bytes: &[u8]) -> String {
     format!("data:{media_type};base64,{}", STANDARD.encode(bytes))
+}
+
+/// Where every file in an output lies, whatever the output's shape: one, a list, or an object of them.
+/// Those of the step's own kind come first.
+pub(crate) fn files(output: &Value, kind: Option<StepKind>) -> Vec<String> {
+    let mut texts = Vec::new();
+    super::strings(output, &mut texts);
+    texts.retain(|text| ["https:", "http:", "data:"].iter().any(|scheme| text.starts_with(scheme)));
+    texts.sort_by_key(|text| !kind.is_some_and(|kind| fits(kind, text)));
+    texts
+}
+
+fn fits(kind: StepKind, url: &str) -> bool {
+    if let Some(media_type) = url.strip_prefix("data:") {
+        return media_type.starts_with(match kind {
+            StepKind::Image | StepKind::Thumbnail => "image/",
+            StepKind::Speech => "audio/",
+            StepKind::Video | StepKind::Compose => "video/",
+        });
+    }
+    let path = url.split(['?', '#']).next().unwrap_or_default();
+    let media_type = MediaType::from_extension(path.rsplit_once('.').map_or("", |(_, extension)| extension));
+    match kind {
+        StepKind::Image | StepKind::Thumbnail => media_type.is_image(),
+        StepKind::Speech => media_type.is_audio(),
+        StepKind::Video | StepKind::Compose => media_type.is_video(),
+    }
 }
 
 fn from_data_url(url: &str) -> Option<Result<Body>> {
@@ -60,6 +88,18 @@ impl Client {
             self.open_call(Call::link(url), limits).await
         } else {
             self.elsewhere(url, limits).await
+        }
+    }
+
+    /// The same without the key, wherever it lies: where all outputs are open to whoever has their
+    /// URL, and those who write a model choose the URLs.
+    ///
+    /// # Errors
+    /// As [`Client::open`].
+    pub(crate) async fn open_without_key(&self, url: &str, limits: DownloadLimits) -> Result<Body> {
+        match from_data_url(url) {
+            Some(body) => body,
+            None => self.elsewhere(url, limits).await,
         }
     }
 
@@ -142,11 +182,14 @@ impl Client {
         options.spool.as_ref().ok_or_else(|| self.error(ErrorKind::Internal, "there is nowhere to keep the answer"))
     }
 
-    /// Keeps the answer to a submit. Where that fails, something may have been bought and is lost.
+    /// Keeps the answer to a submit, as long as speech may be. Where that fails, something may have
+    /// been bought and is lost.
     ///
     /// # Errors
     /// `OutcomeUnknown`, whatever the cause.
     pub(crate) async fn keep(&self, spool: &Spool, body: Body) -> Result<Output> {
+        let length = body.length();
+        let body = Body::new(self.clone().counted(body, DownloadLimits::SPEECH.bytes), length);
         spool.keep(body).await.map_err(|e| self.lost("the answer could not be kept").with_source(e))
     }
 }

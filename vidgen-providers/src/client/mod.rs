@@ -14,6 +14,8 @@ mod quote;
 mod refusal;
 mod settings;
 mod standard_webhooks;
+#[cfg(feature = "comfyui")]
+mod websocket;
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -23,13 +25,13 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::SecretString;
 use url::Url;
 use vidgen_core::net::Guard;
-use vidgen_core::{Capabilities, Error, ErrorKind, Result};
+use vidgen_core::{Capabilities, Error, ErrorKind, Model, Result};
 
 use crate::models::ModelTable;
 
 pub(crate) use call::{Call, Part};
 pub(crate) use exchange::Answer;
-pub(crate) use media::{data_url, image_bytes};
+pub(crate) use media::{data_url, files, image_bytes};
 pub(crate) use quote::{quotable, strings};
 pub(crate) use refusal::{Refusal, Verdict};
 pub(crate) use settings::{Auth, ClientBuilder, shared_settings};
@@ -70,7 +72,11 @@ impl Client {
     /// What a provider with these models can do, as far as that is the same for all: the rest is
     /// added to it.
     pub(crate) fn capabilities(&self, models: &ModelTable) -> Capabilities {
-        let models = models.entries().iter().map(|entry| entry.model().clone()).collect();
+        self.capabilities_of(models.entries().iter().map(|entry| entry.model().clone()).collect())
+    }
+
+    /// The same, for models that are in no table.
+    pub(crate) fn capabilities_of(&self, models: Vec<Model>) -> Capabilities {
         // The pipeline's patience is for all that a submit does.
         let capabilities =
             Capabilities::new(models).with_submit_timeout(self.shared.submit_timeout + exchange::PREPARE_TIMEOUT);
@@ -88,6 +94,11 @@ impl Client {
         let credential = self.shared.auth.credential(Some(key))?;
         *self.shared.credential.write().unwrap_or_else(PoisonError::into_inner) = credential;
         Ok(())
+    }
+
+    /// Where the API is.
+    pub(crate) fn base(&self) -> &Url {
+        &self.base
     }
 
     /// Whether the API is spoken to without TLS: a lab, or a server of the host's own.

@@ -70,8 +70,9 @@ pub(crate) struct ClientBuilder {
     headers: HeaderMap,
     proxy: Option<String>,
     allowed: Vec<SocketAddr>,
-    submit_timeout: Duration,
+    submit_timeout: Option<Duration>,
     read_timeout: Duration,
+    http1: bool,
     max_live: Option<usize>,
     judge: fn(&Refusal) -> Verdict,
 }
@@ -87,8 +88,9 @@ impl ClientBuilder {
             headers: HeaderMap::new(),
             proxy: None,
             allowed: Vec::new(),
-            submit_timeout: SUBMIT_TIMEOUT,
+            submit_timeout: None,
             read_timeout: READ_TIMEOUT,
+            http1: false,
             max_live: None,
             judge: |_| Verdict::default(),
         }
@@ -110,6 +112,19 @@ impl ClientBuilder {
         self
     }
 
+    /// Sends a header of the operator's own with every call to the API, whose value nobody may see.
+    pub(crate) fn with_secret_header(mut self, name: HeaderName, mut value: HeaderValue) -> Self {
+        value.set_sensitive(true);
+        self.headers.insert(name, value);
+        self
+    }
+
+    /// Speaks HTTP/1.1 and nothing newer, as an API with a [`Client::websocket`] must be spoken to.
+    pub(crate) fn with_http1(mut self) -> Self {
+        self.http1 = true;
+        self
+    }
+
     /// Calls the API, and nothing else, through a proxy.
     pub(crate) fn with_proxy(mut self, url: impl Into<String>) -> Self {
         self.proxy = Some(url.into());
@@ -123,7 +138,14 @@ impl ClientBuilder {
     }
 
     pub(crate) fn with_submit_timeout(mut self, timeout: Duration) -> Self {
-        self.submit_timeout = timeout;
+        self.submit_timeout = Some(timeout);
+        self
+    }
+
+    /// Waits so long for the answer to a submit, unless the host has said otherwise: where the answer
+    /// is what was made, it takes as long as that.
+    pub(crate) fn with_usual_submit_timeout(mut self, timeout: Duration) -> Self {
+        self.submit_timeout.get_or_insert(timeout);
         self
     }
 
@@ -166,7 +188,7 @@ impl ClientBuilder {
                 auth: self.auth,
                 credential: RwLock::new(credential),
                 headers: self.headers,
-                submit_timeout: self.submit_timeout,
+                submit_timeout: self.submit_timeout.unwrap_or(SUBMIT_TIMEOUT),
                 read_timeout: self.read_timeout,
                 max_live: self.max_live,
                 judge: self.judge,
@@ -194,6 +216,9 @@ impl ClientBuilder {
             .user_agent(USER_AGENT);
         if let Some(proxy) = proxy {
             builder = builder.proxy(proxy);
+        }
+        if self.http1 {
+            builder = builder.http1_only();
         }
         builder
             .build()

@@ -49,6 +49,7 @@ impl World {
     }
 
     async fn deliver(&self, run: &Run) {
+        self.0.remote.before_callback(self.clone(), run.clone()).await;
         let retries = self.0.remote.retries();
         let mut pause = retries.pause;
         for attempt in 1..=retries.tries {
@@ -64,24 +65,20 @@ impl World {
     /// Calls back once; answers the receiver's status.
     pub(super) async fn send(&self, run: &Run) -> Option<u16> {
         let url = run.callback.clone()?;
-        let signed = self.0.remote.callback(self, run)?;
-        // Tests name receivers that do not exist, and nobody else's is to be called.
-        let here = url.host().is_some_and(|host| match host {
-            url::Host::Ipv4(ip) => ip.is_loopback(),
-            url::Host::Ipv6(ip) => ip.is_loopback(),
-            url::Host::Domain(_) => false,
-        });
-        let status = if here {
-            let mut request = self.0.http.post(url).body(signed.body);
-            for (name, value) in signed.headers {
-                request = request.header(name, value);
-            }
-            request.send().await.ok().map(|response| response.status().as_u16())
-        } else {
-            None
-        };
+        // As it is now.
+        let signed = self.0.remote.callback(self, &self.peek(&run.id)?)?;
+        let status = self.post(url, signed).await;
         self.lock().deliveries.push(Delivery { remote_id: run.id.clone(), status });
         status
+    }
+
+    /// Posts to a receiver on this machine; answers its status.
+    pub(super) async fn post(&self, url: url::Url, signed: Signed) -> Option<u16> {
+        let mut request = self.0.http.post(local(url)?).body(signed.body);
+        for (name, value) in signed.headers {
+            request = request.header(name, value);
+        }
+        request.send().await.ok().map(|response| response.status().as_u16())
     }
 
     /// What is sent about a submission whose run ended, without sending it.
@@ -95,4 +92,14 @@ impl World {
         let Signed { headers, body } = self.0.remote.callback(self, &run).filter(|_| run.ended())?;
         Some(Callback::new(headers, body, self.now()))
     }
+}
+
+/// Tests name receivers that do not exist, and nobody else's is to be called.
+fn local(url: url::Url) -> Option<url::Url> {
+    let here = url.host().is_some_and(|host| match host {
+        url::Host::Ipv4(ip) => ip.is_loopback(),
+        url::Host::Ipv6(ip) => ip.is_loopback(),
+        url::Host::Domain(name) => name == "localhost",
+    });
+    here.then_some(url)
 }

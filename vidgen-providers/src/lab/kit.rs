@@ -9,8 +9,9 @@ use async_trait::async_trait;
 use vidgen_core::conformance::provider::{Call, Fixture, Impossible, Scene, Signed, Stage};
 use vidgen_core::{Handle, Provider, Task, Usd};
 
+use super::film::Film;
 use super::play::{Answer, Looks, Play, Serving};
-use super::{Class, Lab, Outage, Remote};
+use super::{Class, Lab, Outage, Remote, Setup};
 
 /// What a remote in a scene says to come back after.
 const COME_BACK: Duration = Duration::from_secs(7);
@@ -51,6 +52,8 @@ pub struct LabFixture<F> {
     signed: Option<Signed>,
     cost: Option<Usd>,
     states_length: bool,
+    setup: Setup,
+    film: Option<Film>,
     play: Option<Change>,
     impossible: HashMap<Scene, String>,
 }
@@ -67,6 +70,8 @@ impl<P: Provider, F: Fn(&Site) -> P + Send + Sync + 'static> LabFixture<F> {
             signed: None,
             cost: None,
             states_length: false,
+            setup: Setup::default(),
+            film: None,
             play: None,
             impossible: HashMap::new(),
         }
@@ -107,6 +112,20 @@ impl<P: Provider, F: Fn(&Site) -> P + Send + Sync + 'static> LabFixture<F> {
         self
     }
 
+    /// Starts its labs like this.
+    #[must_use]
+    pub fn with_setup(mut self, setup: Setup) -> Self {
+        self.setup = setup;
+        self
+    }
+
+    /// What the task asks for: outputs are compared, byte for byte.
+    #[must_use]
+    pub fn with_film(mut self, film: Film) -> Self {
+        self.film = Some(film);
+        self
+    }
+
     /// Changes what is played in a scene.
     #[must_use]
     pub fn with_play(mut self, change: impl Fn(Scene, Play) -> Play + Send + Sync + 'static) -> Self {
@@ -136,7 +155,8 @@ impl<P: Provider, F: Fn(&Site) -> P + Send + Sync + 'static> Fixture for LabFixt
         if scene == Scene::StatesCost && self.cost.is_none() {
             return Err(Impossible::because("it never says what a run costs"));
         }
-        let lab = Arc::new(Lab::start((self.start)()).await);
+        let lab = Lab::start_with((self.start)(), self.setup.clone()).await;
+        let lab = Arc::new(lab.map_err(|e| Impossible::because(format!("no lab: {e}")))?);
         let play = play(scene, self.cost);
         lab.always(match &self.play {
             Some(change) => change(scene, play),
@@ -152,7 +172,9 @@ impl<P: Provider, F: Fn(&Site) -> P + Send + Sync + 'static> Fixture for LabFixt
         let client = self.client.clone();
         let seen = lab.clone();
         let calls = move || {
-            let calls = seen.requests().into_iter().map(|call| match call.class {
+            // Lines that a client keeps open come and go behind every rule's back.
+            let calls = seen.requests().into_iter().filter(|call| call.class != Class::Listen);
+            let calls = calls.map(|call| match call.class {
                 Class::Submit => Call::submit(call.text()),
                 _ => Call::other(call.text()),
             });
@@ -164,6 +186,9 @@ impl<P: Provider, F: Fn(&Site) -> P + Send + Sync + 'static> Fixture for LabFixt
             .with_retry_after(COME_BACK);
         if let Some(handle) = &self.handle {
             stage = stage.with_handle(handle.clone());
+        }
+        if let Some(Ok(bytes)) = self.film.map(|film| film.bytes()) {
+            stage = stage.with_output(bytes);
         }
         if let Some(cost) = self.cost.filter(|_| scene == Scene::StatesCost) {
             stage = stage.with_cost(cost);

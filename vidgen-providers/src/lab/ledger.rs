@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use axum::extract::{FromRequest, FromRequestParts, Multipart};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Multipart};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, Request, StatusCode, Uri};
 use bytes::Bytes;
@@ -27,6 +27,8 @@ pub enum Class {
     Upload,
     /// Fetches an output.
     Output,
+    /// Opens a line on which it is told of things; comes and goes by itself.
+    Listen,
 }
 
 /// One call, as it came in.
@@ -129,6 +131,8 @@ impl Seen {
         let mut request = Request::new(axum::body::Body::from(self.body.clone()));
         request.headers_mut().clone_from(&self.headers);
         *request.method_mut() = Method::POST;
+        // It came in whole; axum's own limit would cut it at 2 MB.
+        DefaultBodyLimit::disable().apply(&mut request);
         let Ok(mut form) = Multipart::from_request(request, &()).await else { return Vec::new() };
         let mut fields = Vec::new();
         while let Ok(Some(part)) = form.next_field().await {

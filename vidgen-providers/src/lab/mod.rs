@@ -26,15 +26,21 @@
 #![allow(clippy::result_large_err, reason = "a route answers with a response either way")]
 
 mod callbacks;
+mod cog;
+mod comfyui;
+mod elevenlabs;
+mod fal;
 mod faults;
 pub mod film;
 pub mod kit;
 mod ledger;
+mod openai;
 mod outputs;
 mod play;
 mod remote;
 mod replicate;
 mod run;
+mod runway;
 mod server;
 mod world;
 
@@ -47,16 +53,36 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use vidgen_core::{Callback, Clock, StepKind, SubmissionId};
 
+pub use cog::{Cog, cog};
+pub use comfyui::{ComfyUi, comfyui};
+pub use elevenlabs::{ElevenLabs, elevenlabs};
+pub use fal::{Fal, fal};
 pub use faults::{Faults, Outage, Rates};
 pub use ledger::{Accepted, Asked, Class, Delivery, Field, Seen};
+pub use openai::{OpenAi, litellm, openai, sglang, vllm_omni};
 pub use play::{Answer, Course, Ends, Failure, Looks, OnCancel, Play, Refusal, Serving};
 pub use remote::{Remote, Retries, Signed, has_key, json, standard_webhook, typed, whole_seconds, with_header};
 pub use replicate::{Replicate, replicate};
+pub use runway::{Runway, runway};
 
 pub use world::{Phase, Run, Stopped, Upload, Wish, World};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
+
+/// Every remote that there is, as it is without anything special.
+#[must_use]
+pub fn remotes() -> Vec<Box<dyn Remote>> {
+    vec![
+        Box::new(cog()),
+        Box::new(comfyui()),
+        Box::new(elevenlabs()),
+        Box::new(fal()),
+        Box::new(openai()),
+        Box::new(replicate()),
+        Box::new(runway()),
+    ]
+}
 
 /// One fake remote. Dropping it closes it, and every connection to it.
 pub struct Lab {
@@ -210,9 +236,14 @@ impl Lab {
         self.world.lock().runs.clear();
     }
 
-    /// Lets the run of a submission end now; answers whether there is one.
+    /// Lets the runs of a submission end now; answers whether there are any.
     pub fn finish(&self, submission: &SubmissionId) -> bool {
-        self.world.finish(submission)
+        self.world.finish(|run| run.submission.as_ref() == Some(submission))
+    }
+
+    /// Lets all runs end now.
+    pub fn finish_all(&self) {
+        self.world.finish(|_| true);
     }
 
     /// Takes the time from `clock` from now on.
@@ -224,6 +255,20 @@ impl Lab {
     #[must_use]
     pub fn accepted(&self) -> Vec<Accepted> {
         self.world.lock().accepted.clone()
+    }
+
+    /// The submissions that were accepted more than once: what was bought twice.
+    #[must_use]
+    pub fn doubles(&self) -> Vec<SubmissionId> {
+        let mut ids: Vec<_> = self.accepted().into_iter().filter_map(|accepted| accepted.submission).collect();
+        ids.sort();
+        let mut doubles: Vec<_> = ids
+            .windows(2)
+            .filter(|pair| pair.first() == pair.last())
+            .filter_map(|pair| pair.first().cloned())
+            .collect();
+        doubles.dedup();
+        doubles
     }
 
     /// Every call, in order, the key taken out.
@@ -321,6 +366,10 @@ impl Port {
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         #[cfg(unix)]
         {
+            if port != 0 {
+                // Another lab would share it.
+                drop(std::net::TcpListener::bind(addr)?);
+            }
             let reserve = socket()?;
             reserve.bind(addr)?;
             let addr = reserve.local_addr()?;

@@ -34,6 +34,11 @@ impl World {
     /// of their own, or as the answer to a submit.
     #[must_use]
     pub fn serve(&self, id: &str) -> Response {
+        self.serve_as(id, |run| Some((run.film.media_type().mime(), run.film.bytes().ok()?)))
+    }
+
+    /// The same, where the remote makes a file of another sort: what `make` makes of the run.
+    pub fn serve_as(&self, id: &str, make: impl FnOnce(&Run) -> Option<(&'static str, Bytes)>) -> Response {
         let (run, now) = {
             let mut state = self.lock();
             let now = state.clock.now();
@@ -52,9 +57,8 @@ impl World {
         if matches!(run.phase(), Phase::Failed(_) | Phase::Moderated(_) | Phase::Aborted | Phase::Canceled) {
             return self.refuse(&Refusal::NotFound);
         }
-        let Ok(bytes) = run.film.bytes() else { return gateway(500) };
+        let Some((content_type, bytes)) = make(&run) else { return gateway(500) };
         let (length, half) = (bytes.len(), bytes.slice(..bytes.len() / 2));
-        let content_type = run.film.media_type().mime();
         let (serving, times) = run.play.serving;
         match serving {
             Serving::Whole => file(Some(length), content_type, bytes.into()),

@@ -10,6 +10,7 @@ use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use serde_json::Value;
 
 use super::ledger::{Class, Seen};
@@ -57,6 +58,13 @@ pub trait Remote: Send + Sync + 'static {
         None
     }
 
+    /// What it does when a run has ended, before it calls back: uploads its output somewhere, say.
+    /// What came of that is kept with [`World::note`].
+    fn before_callback(&self, world: World, run: Run) -> BoxFuture<'static, ()> {
+        let _ = (world, run);
+        Box::pin(std::future::ready(()))
+    }
+
     /// How long outputs are there after the end, by the remote's clock, if not for ever.
     fn output_life(&self) -> Option<Duration> {
         None
@@ -92,6 +100,9 @@ impl Remote for Box<dyn Remote> {
     }
     fn callback(&self, world: &World, run: &Run) -> Option<Signed> {
         (**self).callback(world, run)
+    }
+    fn before_callback(&self, world: World, run: Run) -> BoxFuture<'static, ()> {
+        (**self).before_callback(world, run)
     }
     fn output_life(&self) -> Option<Duration> {
         (**self).output_life()

@@ -158,9 +158,12 @@ impl Run {
             return Phase::Unknown;
         }
         if self.ended_at.is_none() {
-            return match self.looks {
-                0 => Phase::Queued,
-                looks => Phase::Running(1.0 - 1.0 / f64::from(looks.saturating_add(1))),
+            return match (self.looks, self.play.ends) {
+                (0, _) => Phase::Queued,
+                (_, Ends::After(duration)) => {
+                    Phase::Running((self.began.elapsed().as_secs_f64() / duration.as_secs_f64().max(1e-3)).min(0.99))
+                }
+                (looks, _) => Phase::Running(1.0 - 1.0 / f64::from(looks.saturating_add(1))),
             };
         }
         match &self.play.course {

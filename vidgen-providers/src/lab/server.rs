@@ -13,7 +13,7 @@ use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::response::Response;
 use axum::routing::get;
 use bytes::Bytes;
-use futures::stream;
+use futures::{StreamExt, stream};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -111,7 +111,7 @@ async fn converse(stream: TcpStream, world: World, routes: Router) {
         async move { answer(&world, routes, request, &reset).await }
     });
     // Whatever ends a connection, the next call opens another.
-    drop(http1::Builder::new().serve_connection(TokioIo::new(wire), service).await);
+    drop(http1::Builder::new().serve_connection(TokioIo::new(wire), service).with_upgrades().await);
 }
 
 async fn answer(
@@ -212,8 +212,7 @@ pub(super) async fn break_off(response: Response) -> Response {
     let (mut parts, body) = response.into_parts();
     let bytes = to_bytes(body, MAX_BODY).await.unwrap_or_default();
     parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
-    let half = bytes.slice(..bytes.len() / 2);
-    Response::from_parts(parts, Body::from_stream(stream::iter([Ok::<Bytes, Cut>(half), Err(Cut)])))
+    Response::from_parts(parts, cut_after(bytes.slice(..bytes.len() / 2)))
 }
 
 /// An answer of that length, if one is stated, with this body.
@@ -227,7 +226,12 @@ pub(super) fn file(length: Option<usize>, content_type: &'static str, body: Body
 
 /// A body that breaks off after these bytes.
 pub(super) fn cut_after(bytes: Bytes) -> Body {
-    Body::from_stream(stream::iter([Ok::<Bytes, Cut>(bytes), Err(Cut)]))
+    let cut = stream::once(async {
+        // Time for hyper to send what there is: it drops all that it holds when a body fails.
+        tokio::task::yield_now().await;
+        Err(Cut)
+    });
+    Body::from_stream(stream::iter([Ok::<Bytes, Cut>(bytes)]).chain(cut))
 }
 
 /// A connection that can be reset: closed so that the other side gets an error and no end.

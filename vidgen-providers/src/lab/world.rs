@@ -7,12 +7,13 @@ use std::time::Duration;
 use axum::response::Response;
 use bytes::Bytes;
 use jiff::Timestamp;
+use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 use vidgen_core::clock::SystemClock;
-use vidgen_core::{Clock, StepKind, SubmissionId};
+use vidgen_core::{Clock, StepKind};
 
 use super::faults::{Faults, Outage};
 use super::film::Film;
@@ -305,10 +306,16 @@ impl World {
         self.lock().runs.retain(|run| run.id != id);
     }
 
-    /// Lets a run end now.
-    pub(super) fn finish(&self, submission: &SubmissionId) -> bool {
-        let id = self.lock().runs.iter().find(|run| run.submission.as_ref() == Some(submission)).map(|r| r.id.clone());
-        id.is_some_and(|id| self.change(&id, |run| run.play.ends = Ends::After(Duration::ZERO)).is_ok())
+    /// Lets runs end now; answers whether there are any.
+    pub(super) fn finish(&self, is: impl Fn(&Run) -> bool) -> bool {
+        let runs = self.lock().runs.iter().filter(|run| is(run)).map(|run| run.id.clone()).collect::<Vec<_>>();
+        runs.iter().for_each(|id| drop(self.change(id, |run| run.play.ends = Ends::After(Duration::ZERO))));
+        !runs.is_empty()
+    }
+
+    /// Keeps something of a run for the remote's file, as its [`Run::extra`].
+    pub fn note(&self, id: &str, extra: Value) {
+        drop(self.change(id, |run| run.extra = extra));
     }
 
     /// Changes a run and sees whether it has ended by then; if so, it is called back about.

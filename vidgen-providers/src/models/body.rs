@@ -57,7 +57,9 @@ impl ModelEntry {
         body.0
     }
 
+    #[allow(dead_code, reason = "only for providers whose lists show what was sent")]
     /// Our id of the submission in what was sent, or is said to have been.
+    #[allow(dead_code, reason = "only some providers can look for it")]
     pub(crate) fn marked<'a>(&self, body: &'a Value) -> Option<&'a str> {
         let path = &self.fields.marker.as_ref()?.name;
         path.0.iter().try_fold(body, |value, name| value.get(name))?.as_str()

@@ -105,26 +105,32 @@ struct Billed {
     per_unit: Option<Dollars>,
     /// Seconds of computing, or units.
     at_most: Option<Amount>,
+    /// Units, for each second of a video.
+    units_per_second: Option<Amount>,
 }
 
 impl TryFrom<Billed> for Cost {
     type Error = &'static str;
     fn try_from(billed: Billed) -> Result<Self, Self::Error> {
-        let at_most = billed.at_most.map(|amount| amount.0);
         let fixed = [
             billed.free.then_some(Price::Free),
             billed.per_run.map(|d| Price::PerRun(d.0)),
             billed.per_second.map(|d| Price::PerSecond(d.0)),
             billed.per_character.map(|d| Price::PerCharacter(d.0)),
         ];
-        let metered = match (billed.per_compute_second, billed.per_unit, at_most) {
-            (None, None, None) => None,
-            (Some(d), None, Some(at_most)) => Some(Price::PerComputeSecond { rate: d.0, at_most }),
-            (None, Some(d), Some(units)) => {
-                let at_most_milli = u64::try_from(units.as_millis()).map_err(|_| "at_most is too much")?;
-                Some(Price::PerUnit { rate: d.0, at_most_milli })
+        let milli = |units: Amount| u64::try_from(units.0.as_millis()).map_err(|_| "these are too many units");
+        let metered = match (billed.per_compute_second, billed.per_unit, billed.at_most, billed.units_per_second) {
+            (None, None, None, None) => None,
+            (Some(d), None, Some(at_most), None) => Some(Price::PerComputeSecond { rate: d.0, at_most: at_most.0 }),
+            (None, Some(d), Some(units), None) => Some(Price::PerUnit { rate: d.0, at_most_milli: milli(units)? }),
+            (None, Some(d), None, Some(units)) => {
+                Some(Price::PerUnitSecond { rate: d.0, milli_per_second: milli(units)? })
             }
-            _ => return Err("per_compute_second and per_unit, and nothing else, need an at_most"),
+            _ => {
+                return Err(
+                    "per_compute_second needs an at_most; per_unit an at_most or units_per_second; no other does",
+                );
+            }
         };
         let mut all = fixed.into_iter().chain([metered]).flatten();
         match (all.next(), all.next()) {

@@ -9,8 +9,20 @@ use super::*;
 
 /// Every table that is built in.
 const TABLES: &[(&str, &str)] = &[
+    #[cfg(feature = "elevenlabs")]
+    ("elevenlabs", include_str!("elevenlabs.toml")),
+    #[cfg(feature = "fal")]
+    ("fal", include_str!("fal.toml")),
+    #[cfg(feature = "openai")]
+    ("openai", include_str!("openai.toml")),
+    #[cfg(feature = "openai")]
+    ("openai-vllm", include_str!("openai-vllm.toml")),
+    #[cfg(feature = "openai")]
+    ("openai-sglang", include_str!("openai-sglang.toml")),
     #[cfg(feature = "replicate")]
     ("replicate", include_str!("replicate.toml")),
+    #[cfg(feature = "runway")]
+    ("runway", include_str!("runway.toml")),
 ];
 
 const CLIP: &str = r#"
@@ -90,6 +102,10 @@ fn a_price_is_exact_dollars_and_one_of_them() {
             Price::PerComputeSecond { rate: micros(975), at_most: Duration::from_secs(60) },
         ),
         ("per_unit = \"0.025\", at_most = 1.5", Price::PerUnit { rate: micros(25_000), at_most_milli: 1500 }),
+        (
+            "per_unit = \"0.01\", units_per_second = 12.5",
+            Price::PerUnitSecond { rate: micros(10_000), milli_per_second: 12_500 },
+        ),
     ] {
         assert_eq!(priced(text).unwrap(), price, "{text}");
     }
@@ -105,6 +121,8 @@ fn a_price_is_exact_dollars_and_one_of_them() {
         "per_run = \"1\", per_second = \"1\"",
         "per_run = \"1\", at_most = 3",
         "per_unit = \"1\"",
+        "per_unit = \"1\", at_most = 3, units_per_second = 1",
+        "per_second = \"1\", units_per_second = 1",
     ] {
         assert_eq!(priced(bad).unwrap_err().kind(), ErrorKind::Invalid, "{bad}");
     }

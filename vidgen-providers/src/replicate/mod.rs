@@ -47,12 +47,12 @@ use secrecy::SecretString;
 use serde_json::{Map, Value, json};
 use vidgen_core::net::DownloadLimits;
 use vidgen_core::{
-    Body, Callback, Capabilities, ErrorKind, Handle, Lookup, MediaInput, MediaType, Output, Price, Provider,
-    ProviderId, Result, RunFailure, Snapshot, Spool, StepKind, Submission, SubmitOptions, Task, TaskSpec, Usage,
+    Body, Callback, Capabilities, ErrorKind, Handle, Lookup, MediaInput, Output, Price, Provider, ProviderId, Result,
+    RunFailure, Snapshot, Spool, StepKind, Submission, SubmitOptions, Task, TaskSpec, Usage,
 };
 
 use crate::client::{
-    Auth, Call, Client, ClientBuilder, Part, Refusal, Verdict, WebhookSecrets, data_url, image_bytes, quotable,
+    Auth, Call, Client, ClientBuilder, Part, Refusal, Verdict, WebhookSecrets, data_url, files, image_bytes, quotable,
     shared_settings, strings,
 };
 use crate::models::{ModelEntry, ModelTable};
@@ -364,24 +364,8 @@ fn progress(logs: &str) -> Option<f32> {
     Some((f32::from(percent) / 100.0).min(1.0))
 }
 
-/// Every file in an output, whatever its shape: one, a list, or an object of them. Those of the
-/// step's own kind come first.
 fn outputs(output: &Value, kind: Option<StepKind>) -> Vec<Output> {
-    let mut texts = Vec::new();
-    strings(output, &mut texts);
-    texts.retain(|text| ["https:", "http:", "data:"].iter().any(|scheme| text.starts_with(scheme)));
-    texts.sort_by_key(|text| !kind.is_some_and(|kind| fits(kind, text)));
-    texts.into_iter().map(Output::new).collect()
-}
-
-fn fits(kind: StepKind, url: &str) -> bool {
-    let path = url.split(['?', '#']).next().unwrap_or_default();
-    let media_type = MediaType::from_extension(path.rsplit_once('.').map_or("", |(_, extension)| extension));
-    match kind {
-        StepKind::Image | StepKind::Thumbnail => media_type.is_image(),
-        StepKind::Speech => media_type.is_audio(),
-        StepKind::Video | StepKind::Compose => media_type.is_video(),
-    }
+    files(output, kind).into_iter().map(Output::new).collect()
 }
 
 #[cfg(test)]

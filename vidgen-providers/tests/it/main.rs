@@ -9,11 +9,26 @@
 )]
 
 #[cfg(feature = "lab")]
+#[allow(dead_code, reason = "some providers' tests use it")]
+mod answers;
+#[cfg(all(feature = "lab", feature = "cog"))]
+mod cog;
+#[cfg(all(feature = "lab", feature = "comfyui"))]
+mod comfyui;
+#[cfg(all(feature = "lab", feature = "elevenlabs"))]
+mod elevenlabs;
+#[cfg(all(feature = "lab", feature = "fal"))]
+mod fal;
+#[cfg(feature = "lab")]
 mod lab;
 #[cfg(feature = "local")]
 mod local;
+#[cfg(all(feature = "lab", feature = "openai"))]
+mod openai;
 #[cfg(feature = "lab")]
 #[allow(dead_code, reason = "each provider's tests use a part of it")]
 mod remote;
 #[cfg(all(feature = "lab", feature = "replicate"))]
 mod replicate;
+#[cfg(all(feature = "lab", feature = "runway"))]
+mod runway;

@@ -278,11 +278,13 @@ impl Tx {
         }
     }
 
-    /// Keeps what a callback told, if its job is there, and wakes the job (rule Q19).
+    /// Keeps what a callback told, if its job is there and no end was told, and wakes the job (Q19).
     pub(super) async fn keep_witness(&mut self, witness: &Witness) -> Outcome<()> {
+        // The end, where `Handle::has_end` looks for it; a null is none to either.
         let kept = sqlx::query(
             "insert into vg_witness (job, submission, witness) select id, ?2, ?3 from vg_job where id = ?1 \
-             on conflict (job, submission) do update set witness = ?3",
+             on conflict (job, submission) do update set witness = case \
+             when json_extract(witness, '$.handle.detail.end') is null then ?3 else witness end",
         )
         .bind(witness.job.blob())
         .bind(witness.submission.as_str())

@@ -149,9 +149,10 @@ pub async fn p3_terminal_stays_terminal(fixture: &dyn Fixture) {
 }
 
 async fn assert_stays(stage: &Stage, handle: &Handle, scene: Scene) {
-    let end = stage.end(handle).await.state;
+    let (handle, end) = stage.ended(handle).await;
+    let end = end.state;
     for look in 0..LOOKS {
-        let state = stage.provider.poll(handle).await.expect("a look at a run that ended").state;
+        let state = stage.provider.poll(&handle).await.expect("a look at a run that ended").state;
         let same = match (&end, &state) {
             (RunState::Failed(was), RunState::Failed(is)) => was.kind == is.kind,
             _ => discriminant(&end) == discriminant(&state),

@@ -339,16 +339,34 @@ impl Stage {
 
     /// Looks until the run ends.
     pub(super) async fn end(&self, handle: &Handle) -> Snapshot {
+        self.ended(handle).await.1
+    }
+
+    /// The same, and the handle as the pipeline has it then: the one that a callback told, where
+    /// nothing else is heard of a run.
+    pub(super) async fn ended(&self, handle: &Handle) -> (Handle, Snapshot) {
         let looks = async {
+            let mut handle = handle.clone();
             loop {
-                let snapshot = self.provider.poll(handle).await.expect("a look at a run");
+                let snapshot = self.provider.poll(&handle).await.expect("a look at a run");
                 match snapshot.state {
                     RunState::Running => tokio::time::sleep(PACE).await,
-                    _ => return snapshot,
+                    _ => return (handle, snapshot),
+                }
+                if self.capabilities().only_callback {
+                    handle = self.told(&handle).await;
                 }
             }
         };
         tokio::time::timeout(PATIENCE, looks).await.expect("the run never ends")
+    }
+
+    /// The handle after its callback, if that has come. Its id is the submission's: a run that is only
+    /// heard of by callbacks can have no other.
+    async fn told(&self, handle: &Handle) -> Handle {
+        let id = SubmissionId::from_remote(handle.remote_id.clone());
+        let Some(callback) = self.callback(&id) else { return handle.clone() };
+        self.provider.callback(&callback, &self.spool(&id)).await.expect("a genuine callback")
     }
 
     /// Submits the task and follows it to its success.

@@ -183,5 +183,6 @@ rules! { $
     q18_forgetting_is_bounded
     q19_a_witness_is_kept_and_wakes_its_job
     q19_the_last_witness_of_a_submission_counts
+    q19_a_witness_of_an_end_stays
     q19_a_late_witness_changes_nothing_else
 }

@@ -3,7 +3,7 @@
 use super::bench::{Bench, seconds};
 use crate::conformance::sample::{self, tenant};
 use crate::job::submission_id;
-use crate::{Handle, JobId, StepKind, Witness};
+use crate::{Handle, JobId, Snapshot, StepKind, Witness};
 
 fn witness(job: JobId, ordinal: u32, run: &str) -> Witness {
     let handle = Handle::new(sample::provider(), run).with_detail(serde_json::json!({"said": run}));
@@ -41,6 +41,25 @@ pub async fn q19_the_last_witness_of_a_submission_counts(bench: Bench) {
     assert_eq!(seen.witnesses.len(), 2);
     assert_eq!(seen.witness(&last.submission), Some(&last.handle));
     assert_eq!(bench.get(&other).await.witnesses, [witness(other.id, 1, "run-3")]);
+}
+
+/// Callbacks overtake one another: one that tells of an end is not replaced by an earlier one that
+/// comes later, nor by another end.
+pub async fn q19_a_witness_of_an_end_stays(bench: Bench) {
+    let claimed = bench.running(&tenant("ann")).await;
+    let (worker, job) = (claimed.claim.worker, claimed.claim.job);
+    let (early, other) = (witness(job, 1, "begun"), witness(job, 2, "begun"));
+    let ended = |told: &Witness, end| Witness { handle: told.handle.clone().with_end(&end), ..told.clone() };
+    let end = ended(&early, Snapshot::succeeded(vec![]));
+    for told in [&early, &end, &early, &ended(&early, Snapshot::canceled()), &other] {
+        bench.queue.witness(told.clone()).await.unwrap();
+    }
+    let seen = bench.get(&claimed.job).await;
+    assert_eq!(seen.witness(&early.submission), Some(&end.handle));
+    assert_eq!(seen.witness(&other.submission), Some(&other.handle), "and no other submission's is held up");
+    bench.beat(worker, &[claimed.claim]).await;
+    bench.second.witness(early).await.unwrap();
+    assert_eq!(bench.beat(worker, &[claimed.claim]).await.wakes, [job], "woken all the same");
 }
 
 /// It touches neither state nor version nor money, also of a job that ended; and one of a job that

@@ -123,6 +123,7 @@ impl Run {
                 | Scene::Truncates { .. }
                 | Scene::Overruns
                 | Scene::Stalls
+                | Scene::Vanishes
                 | Scene::Expires => self.polls > 0,
                 _ => false,
             }

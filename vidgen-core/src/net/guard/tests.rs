@@ -105,9 +105,12 @@ async fn an_allowed_socket_is_called_plainly() {
     let answer = call(&guard, &receiver.url()).await.unwrap();
     assert_eq!((answer.status, &answer.body[..]), (200, &b"fine"[..]));
     assert_eq!(answer.retry_after(Timestamp::UNIX_EPOCH), Some(Duration::from_secs(7)));
-    call(&guard, &receiver.url()).await.unwrap();
+    let url = guard.check(&receiver.url()).unwrap();
+    guard.put(&url, HeaderMap::new(), Bytes::from_static(b"the body"), CallLimits::WEBHOOK).await.unwrap();
 
     assert_eq!(receiver.accepts(), 2, "a connection was kept");
+    let put = receiver.requests.lock().unwrap()[1].to_lowercase();
+    assert!(put.starts_with("put /hook http/1.1\r\n") && put.ends_with("the body"), "{put}");
     let request = receiver.requests.lock().unwrap()[0].to_lowercase();
     assert!(request.starts_with("post /hook http/1.1\r\n"), "{request}");
     for header in ["accept-encoding", "referer", "cookie", "authorization", "user-agent", "proxy-"] {
@@ -142,6 +145,8 @@ async fn a_literal_address_is_refused_without_a_call() {
             if let Ok(checked) = lax.check(&url) {
                 let posted = strict.post(&checked, HeaderMap::new(), Bytes::new(), CallLimits::WEBHOOK).await;
                 assert_eq!(posted.unwrap_err().kind(), ErrorKind::Invalid, "{url}");
+                let put = strict.put(&checked, HeaderMap::new(), Bytes::new(), CallLimits::WEBHOOK).await;
+                assert_eq!(put.unwrap_err().kind(), ErrorKind::Invalid, "{url}");
             }
         }
     }
@@ -176,7 +181,8 @@ async fn a_peer_that_should_be_out_of_reach_is_dropped_and_counted() {
         Guard::builder().with_port(receiver.socket.port()).with_resolver(Arc::new(Always(receiver.socket.ip())));
     let guard = builder.build_with(|inner| Judged { inner, lets_all_pass: true }).unwrap();
     let url = CheckedUrl(format!("http://example.com:{}/hook", receiver.socket.port()).parse().unwrap());
-    let error = guard.exchange(&url, HeaderMap::new(), Bytes::from("the body"), CallLimits::WEBHOOK).await.unwrap_err();
+    let sent = guard.exchange(Method::PUT, &url, HeaderMap::new(), Bytes::from("the body"), CallLimits::WEBHOOK).await;
+    let error = sent.unwrap_err();
     assert_eq!((error.kind(), error.message()), (ErrorKind::Unavailable, "the host cannot be reached"));
     assert_eq!((receiver.accepts(), guard.ssrf_guard_breaches()), (1, 1));
     assert!(guard.check_peer(None).is_err(), "an unknown peer is no known one");

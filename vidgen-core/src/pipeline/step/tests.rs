@@ -254,6 +254,49 @@ fn a_forgotten_run_is_rerun_if_free_and_counted_as_billed_if_not() {
 }
 
 #[test]
+fn a_forgotten_run_that_was_free_is_rerun_beside_its_late_callbacks() {
+    let mut record = running();
+    if let StepState::Accepted { submission, .. } = &mut record.state {
+        submission.hold = Usd::ZERO;
+    }
+    let calls = capabilities().with_only_callback();
+    let (lost, entry) = after_loss(&record, &step(), &calls, Cost::FREE, false, t(2));
+    assert_eq!((lost.attempts.len(), entry), (1, None), "it counts, whoever sent it");
+    let again = intent(&lost, JobId::new(), &route("a"), String::new());
+    assert_eq!(again.open_submission().map(|s| s.ordinal), Some(2));
+}
+
+#[test]
+fn what_is_free_is_run_again_without_an_hours_wait_for_a_callback() {
+    let mut record = open_intent();
+    if let StepState::Intent { submission } = &mut record.state {
+        submission.hold = Usd::ZERO;
+    }
+    let calls = capabilities().with_callback();
+    let means = Means { calls_back: true, on_unknown: OnUnknown::Resubmit, ..means(&calls) };
+    let judge = |now| next(&record, &step(), &means, |_| Duration::ZERO, &Timing::default(), now);
+    assert_eq!(judge(t(1)), Next::Wait { until: t(ABSENT_AT) });
+    let Next::Write(again) = judge(t(ABSENT_AT)) else { panic!("it is to be run again") };
+    assert!(matches!(again.state, StepState::Waiting { .. }));
+}
+
+#[test]
+fn who_does_not_say_when_to_come_back_is_asked_less_and_less_often() {
+    let limited = || Err(Error::new(ErrorKind::RateLimited, "a", "at capacity"));
+    let only = PlannedStep { routes: vec![route("a")], ..step() };
+    let mut record = open_intent();
+    let mut waits = vec![];
+    for _ in 0..4 {
+        let waiting = after_submit(&record, &only, &limited(), t(0)).unwrap();
+        let StepState::Waiting { not_before } = waiting.state else { panic!("{waiting:?}") };
+        waits.push(not_before.as_second() - t(0).as_second());
+        record = intent(&waiting, JobId::new(), &route("a"), String::new());
+    }
+    // Each is between its share and twice that.
+    assert!(waits.iter().zip([5, 10, 20, 40]).all(|(wait, least)| (least..=2 * least).contains(wait)), "{waits:?}");
+}
+
+#[test]
 fn a_run_has_a_deadline_then_a_grace() {
     assert_eq!(overdue(&running(), &Timing::default(), t(3600)), Overdue::No);
     assert_eq!(overdue(&running(), &Timing::default(), t(3601)), Overdue::Cancel);
@@ -293,6 +336,11 @@ fn a_witness_makes_an_open_intent_an_accepted_run_and_nothing_else() {
     assert_eq!(after_witness(&record, &Handle::new("a".into(), "run-2")), None, "a run is never exchanged");
     let told = handle.clone().with_detail(serde_json::json!({"end": "succeeded"}));
     assert!(matches!(&after_news(&record, &told).unwrap().state, StepState::Accepted { handle: h, .. } if *h == told));
+    let news = after_news(&record, &told).unwrap();
+    let another_end = handle.clone().with_detail(serde_json::json!({"end": "canceled"}));
+    assert_eq!(after_news(&news, &another_end), None, "an end stays");
+    assert_eq!(after_news(&news, &handle), None, "and nothing takes it back");
+    assert_eq!(after_news(&record, &Handle::new("b".into(), "run-1")), None, "another's");
     assert_eq!(after_news(&record, &handle), None, "no news");
     assert_eq!(after_news(&record, &Handle::new("a".into(), "run-2")), None, "another run");
 }

@@ -281,3 +281,32 @@ impl Bits {
         unit
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_in_a_unit_looks_like_a_start_code() {
+        let mut bits = Bits::default();
+        for byte in [0, 0, 1, 0, 0, 0, 0, 0, 3, 7, 0, 0, 4] {
+            bits.put(byte, 8);
+        }
+        // The standard's own rule (7.4.1): 00 00 03 stands before a 00, 01, 02 or 03 only.
+        assert_eq!(bits.unit(0x65), [0x65, 0, 0, 3, 1, 0, 0, 3, 0, 0, 3, 0, 3, 7, 0, 0, 4, 0x80]);
+    }
+
+    #[test]
+    fn numbers_are_coded_as_the_standard_has_them() {
+        let coded = |value| {
+            let mut bits = Bits::default();
+            bits.ue(value);
+            bits.unit(0)[1]
+        };
+        // Table 9-2, each with the stop bit after it.
+        let table = [(0, 0b1100_0000), (1, 0b0101_0000), (2, 0b0111_0000), (3, 0b0010_0100), (6, 0b0011_1100)];
+        for (value, bits) in table {
+            assert_eq!(coded(value), bits, "{value}");
+        }
+    }
+}

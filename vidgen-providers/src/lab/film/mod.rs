@@ -3,6 +3,7 @@
 
 mod asked;
 mod h264;
+mod mp3;
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -10,6 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use vidgen_core::{Error, ErrorKind, MediaType, Result, Size, StepKind};
+
+pub use mp3::mp3;
 
 /// Speech as remotes make it.
 const SAMPLE_RATE: u32 = 24_000;

@@ -98,3 +98,24 @@ fn pictures_and_speech_are_real_too() {
     assert_eq!(said[..4], ["pcm_s16le", "24000", "1", "3.300000"]);
     assert_eq!((MediaType::sniff(&image), MediaType::sniff(&speech)), (Some(MediaType::Png), Some(MediaType::Wav)));
 }
+
+/// The values of a field of every slice header, as ffmpeg's strict parser reads them.
+fn headers(bytes: &[u8], field: &str) -> Vec<u32> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.mp4");
+    std::fs::write(&path, bytes).unwrap();
+    let mut trace = Command::new("ffmpeg");
+    trace.args(["-nostdin", "-i"]).arg(&path).args(["-c", "copy", "-bsf:v", "trace_headers", "-f", "null", "-"]);
+    let said = String::from_utf8(trace.output().unwrap().stderr).unwrap();
+    let lines = said.lines().filter(|line| line.split_whitespace().any(|word| word == field));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect()
+}
+
+#[test]
+fn pictures_are_numbered_as_the_standard_wants() {
+    let film = Film::new(StepKind::Video).with_size(Size { width: 64, height: 64 }).with_fps(20);
+    let bytes = film.with_duration(Duration::from_secs(1)).bytes().unwrap();
+    assert_eq!(headers(&bytes, "frame_num"), (0..20).map(|n| n % 16).collect::<Vec<_>>());
+    // The smallest level that holds it, so that small players take it, too.
+    assert_eq!(headers(&bytes, "level_idc").first(), Some(&30));
+}

@@ -1,0 +1,46 @@
+//! What cog sends; only the fields that are read. All but the status may be missing: each version has
+//! others.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+/// What a callback says.
+#[derive(Deserialize)]
+pub(super) struct Prediction {
+    pub(super) status: String,
+    #[serde(default)]
+    pub(super) id: Option<String>,
+    /// Only up to 0.16.
+    #[serde(default)]
+    pub(super) input: Value,
+    #[serde(default)]
+    pub(super) output: Value,
+    #[serde(default)]
+    pub(super) error: Value,
+    #[serde(default)]
+    pub(super) metrics: Option<Map<String, Value>>,
+}
+
+impl Prediction {
+    /// For how long it computed.
+    pub(super) fn predict_time(&self) -> Option<Duration> {
+        Duration::try_from_secs_f64(self.metrics.as_ref()?.get("predict_time")?.as_f64()?).ok()
+    }
+}
+
+/// What a PUT answers.
+#[derive(Deserialize)]
+pub(super) struct Accepted {
+    #[expect(dead_code, reason = "an answer without it is none of cog's")]
+    pub(super) status: String,
+    #[serde(default)]
+    pub(super) id: Option<String>,
+}
+
+/// How the container is.
+#[derive(Deserialize)]
+pub(super) struct Health {
+    pub(super) status: String,
+}
