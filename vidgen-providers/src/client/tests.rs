@@ -323,6 +323,10 @@ async fn what_the_remote_repeats_of_ours_is_not_repeated() {
     let server = Server::start([answer(422, "", &body)]).await;
     let error = server.client().submit::<Value>(buy()).await.unwrap_err();
     assert!(!said(&error).contains("canary"), "{}", said(&error));
+    let body = json!({ "detail": format!("'{PROMPT}' was refused") }).to_string();
+    let server = Server::start([answer(422, "", &body)]).await;
+    let error = server.client().submit::<Value>(buy()).await.unwrap_err();
+    assert_eq!(error.message(), "the remote answered 422: '…' was refused");
     let form = Call::post(["runs"]).with_form([Part::text("prompt", PROMPT)]);
     let error = server.client().submit::<Value>(form).await.unwrap_err();
     assert!(!said(&error).contains("canary"), "{}", said(&error));
