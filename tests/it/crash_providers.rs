@@ -68,6 +68,8 @@ impl Kind {
             Self::ReplicateCalled | Self::ComfyUi | Self::Cog => false,
             // Who was accepted calls back; who was not is silent.
             Self::FalCalled => matches!(point, Point::AfterIntent | Point::BeforePost),
+            // The speech is on the wire beside the video, whose point it may be.
+            Self::ElevenLabs => true,
             // Without a callback there is nothing of ours in the request; but what is in the spool
             // when the worker dies is not lost.
             _ => lost,

@@ -89,6 +89,9 @@ pub(crate) struct ProviderSettings {
     /// The workflow (API format) by which ComfyUI makes videos.
     #[arg(long, env = "COMFYUI_VIDEO_WORKFLOW", value_name = "FILE")]
     comfyui_video_workflow: Option<PathBuf>,
+    /// The frames per second of the videos that ComfyUI makes, for workflows that count frames.
+    #[arg(long, env = "COMFYUI_VIDEO_FPS", value_name = "FPS")]
+    comfyui_video_fps: Option<u32>,
     /// Where a cog container is. It has to reach this server at CALLBACK_URL.
     #[arg(long, env = "COG_URL", value_name = "URL")]
     pub(crate) cog_url: Option<String>,
@@ -212,7 +215,11 @@ impl ProviderSettings {
             (&self.comfyui_video_workflow, "COMFYUI_VIDEO_WORKFLOW", StepKind::Video),
         ] {
             if let Some(path) = path {
-                builder = builder.with_workflow(workflow(path, name, kind)?);
+                let workflow = workflow(path, name, kind)?;
+                builder = builder.with_workflow(match self.comfyui_video_fps {
+                    Some(fps) if kind == StepKind::Video => workflow.with_frame_rate(fps),
+                    _ => workflow,
+                });
                 any = true;
             }
         }
