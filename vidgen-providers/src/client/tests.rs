@@ -453,6 +453,7 @@ async fn a_data_url_is_a_file() {
     }
     let small = DownloadLimits::IMAGE.with_bytes(3);
     assert_eq!(client.open(&url, small).await.unwrap_err().kind(), ErrorKind::Media);
+    assert_eq!(client.open_without_key(&url, small).await.unwrap_err().kind(), ErrorKind::Media);
 }
 
 #[tokio::test]
