@@ -7,6 +7,8 @@ cd "$(dirname "$0")/.."
 
 tests/install.sh cc=build-essential ffmpeg=ffmpeg espeak-ng=espeak-ng redis-server=redis-server \
     redis-cli=redis-tools postgres=postgresql python3=python3 curl=curl
+# Debian's python3 cannot make environments without this; there is no command of that name.
+python3 -c 'import ensurepip' 2>/dev/null || tests/install.sh ensurepip=python3-venv
 
 began=$SECONDS
 step() { printf '\n== %s (after %ss)\n' "$*" "$((SECONDS - began))"; }
@@ -17,7 +19,8 @@ trap 'tests/services/private.sh stop "$services"; rm -rf "$services"' EXIT
 tests/services/private.sh start "$services"
 # shellcheck source=/dev/null
 . "$services/env"
-export VIDGEN_REQUIRE_SERVICES=1
+VIDGEN_TEST_COG_VENV=$(tests/services/cog/venv.sh "${CARGO_TARGET_DIR:-target}")
+export VIDGEN_TEST_COG_VENV VIDGEN_REQUIRE_SERVICES=1
 
 # Not RUSTFLAGS: other flags than everyday's would build every dependency once more.
 export RUSTDOCFLAGS="-D warnings"
@@ -30,7 +33,7 @@ lint() { cargo clippy --locked "$@" -- -D warnings; }
 lint --workspace --all-targets --all-features
 # Each feature alone, and none: what a host may choose must build.
 for features in "" net conformance; do lint -q -p vidgen-core --no-default-features --features "$features"; done
-for features in "" local; do lint -q -p vidgen-providers --no-default-features --features "$features"; done
+for features in "" local cog; do lint -q -p vidgen-providers --no-default-features --features "$features"; done
 for features in "" sqlite object fs; do lint -q -p vidgen-store --no-default-features --features "$features"; done
 
 step "docs"

@@ -9,11 +9,14 @@
     reason = "tests fail by panicking"
 )]
 
+mod cog;
 mod crash_memory;
+mod crash_providers;
 mod crash_sqlite;
 mod hints;
 mod layering;
 mod lease;
+mod providers;
 mod sim;
 mod standalone;
 mod third_party;

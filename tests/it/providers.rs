@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use vidgen_providers::lab::{self, Ends, Lab, Play};
+use vidgen_providers::lab::{self, Lab, Play};
 use vidgen_tests::server::Server;
 
 use crate::standalone::{client, download, generate, probe, status, walk};
@@ -94,7 +94,8 @@ async fn the_tutorials_pipeline_runs_on_replicate_fal_and_elevenlabs() {
 async fn text_to_video_is_one_step_of_the_length_and_shape_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let remotes = Remotes::start().await;
-    let routes = [("PIPELINE_VIDEO", "fal:fal-ai/veo3/fast"), ("PIPELINE_COMPOSE", "none"), ("PIPELINE_THUMBNAIL", "none")];
+    let routes =
+        [("PIPELINE_VIDEO", "fal:fal-ai/veo3/fast"), ("PIPELINE_COMPOSE", "none"), ("PIPELINE_THUMBNAIL", "none")];
     let server = server(dir.path(), &remotes.environment(), &routes).await;
     let asked = json!({ "prompt": "a cat", "aspect_ratio": "9:16", "duration_seconds": 6, "resolution": "720p" });
     let done = finished(&server, &asked).await;
@@ -119,7 +120,7 @@ async fn text_to_video_is_one_step_of_the_length_and_shape_asked_for() {
 async fn callbacks_end_a_job_long_before_the_next_poll() {
     let dir = tempfile::tempdir().unwrap();
     let remotes = Remotes::start().await;
-    remotes.fal.always(Play::succeeds().ending(Ends::After(Duration::from_secs(3))));
+    remotes.fal.always(Play::succeeds().after(Duration::from_secs(3)));
     let routes = [
         ("PIPELINE_VIDEO", "fal:fal-ai/veo3/fast"),
         ("PIPELINE_COMPOSE", "none"),
@@ -179,7 +180,10 @@ async fn a_wrong_key_is_named_when_it_is_found_out_and_never_told() {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
-    assert_eq!((&ready["providers"][0]["provider"], &ready["providers"][0]["problem"]), (&json!("fal"), &json!("unauthorized")));
+    assert_eq!(
+        (&ready["providers"][0]["provider"], &ready["providers"][0]["problem"]),
+        (&json!("fal"), &json!("unauthorized"))
+    );
     for job in &jobs {
         let now = status(&server, job["job_id"].as_str().unwrap()).await;
         assert!(matches!(now["status"].as_str(), Some("queued" | "processing")), "jobs wait for the key: {now}");

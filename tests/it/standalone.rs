@@ -20,7 +20,7 @@ use vidgen_tests::server::Server;
 const PATIENCE: Duration = Duration::from_secs(240);
 
 #[allow(clippy::disallowed_methods, reason = "a test's own loopback server")]
-fn client() -> reqwest::Client {
+pub(crate) fn client() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().build().unwrap()
 }
 
@@ -41,7 +41,7 @@ async fn receiver() -> (std::net::SocketAddr, Received) {
     (address, received)
 }
 
-async fn generate(server: &Server, body: &Value) -> Value {
+pub(crate) async fn generate(server: &Server, body: &Value) -> Value {
     let answer = client().post(format!("{}/api/generate", server.url)).json(body).send().await.unwrap();
     let status = answer.status();
     let body: Value = answer.json().await.unwrap();
@@ -49,12 +49,12 @@ async fn generate(server: &Server, body: &Value) -> Value {
     body
 }
 
-async fn status(server: &Server, id: &str) -> Value {
+pub(crate) async fn status(server: &Server, id: &str) -> Value {
     client().get(format!("{}/api/status/{id}", server.url)).send().await.unwrap().json().await.unwrap()
 }
 
 /// Polls a job to its end; every status on the way.
-async fn walk(server: &Server, id: &str) -> Vec<Value> {
+pub(crate) async fn walk(server: &Server, id: &str) -> Vec<Value> {
     let began = Instant::now();
     let mut seen: Vec<Value> = Vec::new();
     loop {
@@ -70,7 +70,7 @@ async fn walk(server: &Server, id: &str) -> Vec<Value> {
     }
 }
 
-async fn download(url: &Value, to: &Path) -> String {
+pub(crate) async fn download(url: &Value, to: &Path) -> String {
     let answer = client().get(url.as_str().unwrap()).send().await.unwrap();
     assert_eq!(answer.status(), 200, "{url}");
     let kind = answer.headers()["content-type"].to_str().unwrap().to_owned();
@@ -78,7 +78,7 @@ async fn download(url: &Value, to: &Path) -> String {
     kind
 }
 
-fn probe(file: &Path) -> Value {
+pub(crate) fn probe(file: &Path) -> Value {
     let output = Command::new("ffprobe")
         .args(["-v", "error", "-show_streams", "-show_format", "-of", "json"])
         .arg(file)

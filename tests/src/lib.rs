@@ -9,7 +9,9 @@
     reason = "test code fails by panicking"
 )]
 
+pub mod cog;
 pub mod faults;
+pub mod hurried;
 pub mod remote;
 pub mod server;
 

@@ -5,7 +5,7 @@
 //! ```
 //! use vidgen_providers::elevenlabs::{ElevenLabs, Tier};
 //!
-//! let elevenlabs = ElevenLabs::builder("sk_…key").with_tier(Tier::Creator).build()?;
+//! let elevenlabs = ElevenLabs::builder("sk_0123").with_tier(Tier::Creator).build()?;
 //! let route = elevenlabs.voice("Rachel").with_model("eleven_flash_v2_5".into());
 //! # Ok::<(), vidgen_core::Error>(())
 //! ```
@@ -23,9 +23,9 @@
 //! There is neither key nor reference, no callback, nothing to poll and nothing to look a submission
 //! up by: where the answer breaks off, the characters are billed and the audio is lost, and the step
 //! is in doubt. It is never asked for twice. An answer that is already in the store survives a crash.
-//! Each request has a seed of its submission's, so that whoever resolves the doubt by hand, or by
-//! [`OnUnknown::Resubmit`](vidgen_core::OnUnknown::Resubmit), gets the same audio again where the
-//! model can. ElevenLabs' own history shows what it made, for people.
+//! Each request of a step has the same seed, so that whoever lets a doubt be bought again (by hand, or
+//! by [`OnUnknown::Resubmit`](vidgen_core::OnUnknown::Resubmit)) gets the same audio where the model
+//! can. ElevenLabs' own history shows what it made, for people.
 //!
 //! # Money
 //! An answer states the credits it costs (`character-cost`), which prices the run. After a crash
@@ -382,9 +382,10 @@ fn pick(voices: &[wire::Voice], wish: Option<&str>) -> Result<String> {
     }
 }
 
-/// The same for the same submission, so that the same audio is made again, where the model can.
+/// The same for each submission of a step, so that the same audio is made again, where the model can.
 fn seed(submission: &SubmissionId) -> u32 {
-    let hash = digest::digest(&digest::SHA256, submission.as_str().as_bytes());
+    let step = submission.as_str().rsplit_once('_').map_or("", |(step, _)| step);
+    let hash = digest::digest(&digest::SHA256, step.as_bytes());
     hash.as_ref().iter().take(4).fold(0, |seed, byte| seed << 8 | u32::from(*byte))
 }
 

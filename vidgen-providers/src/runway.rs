@@ -18,7 +18,7 @@
 //!     resolutions = ["720p"]
 //!     fields = { prompt = "promptText", image = "promptImage", size = { name = "ratio", form = ":" }, duration = "duration" }
 //! "#)?;
-//! let runway = Runway::builder("key_…").with_model(kling).build()?;
+//! let runway = Runway::builder("key_0123").with_model(kling).build()?;
 //! let route = runway.model("kling3.0_standard");
 //! # Ok::<(), vidgen_core::Error>(())
 //! ```

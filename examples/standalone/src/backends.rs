@@ -2,34 +2,47 @@
 
 use anyhow::Context;
 use bytes::Bytes;
+use vidgen_core::net::{Guard, GuardBuilder, UrlImages};
 use vidgen_core::{MediaKey, Pipeline, Queue, Store, Vidgen};
 use vidgen_http::{SignedLinks, Webhooks, WebhooksBuilder};
-use vidgen_providers::local::LocalProvider;
 use vidgen_store::ObjectStore;
 use vidgen_store::sqlite::SqliteQueue;
 
 use crate::settings::Settings;
 
-/// Everything together: jobs in SQLite, media on disk, made on this machine.
-pub(crate) async fn open(settings: &Settings, links: SignedLinks) -> anyhow::Result<Vidgen> {
-    let local = LocalProvider::new().context("the local provider cannot start")?;
-    for missing in local.missing() {
-        tracing::warn!("{missing}");
-    }
-    let pipeline = Pipeline::named("default")
-        .image(local.clone())
-        .video(local.clone())
-        .speech(local.clone())
-        .optional()
-        .compose(local);
-    Ok(Vidgen::builder()
+/// Everything together: jobs in SQLite, media on disk, made by whoever there are keys for, else on
+/// this machine. `port` is the one that the server listens at.
+pub(crate) async fn open(settings: &Settings, links: SignedLinks, port: u16) -> anyhow::Result<Vidgen> {
+    // Pictures come from where webhooks may go: public addresses, and those that are listed.
+    let allowed = settings.webhook_allow()?;
+    let guard = allowed.into_iter().fold(Guard::builder(), GuardBuilder::with_allowed).build()?;
+    let mut builder = Vidgen::builder()
         .queue(queue(settings).await?)
         .store(store(settings)?)
         .notifier(webhooks(settings)?)
         .media_links(links)
-        .pipeline(pipeline)
-        .retention(settings.retention())
-        .build()?)
+        .image_urls(UrlImages::new(guard))
+        .retention(settings.retention());
+    if let Some(callbacks) = settings.callbacks(port)? {
+        builder = builder.callbacks(callbacks);
+    }
+    for pipeline in pipelines(settings)? {
+        builder = builder.pipeline(pipeline);
+    }
+    Ok(builder.build()?)
+}
+
+/// What the settings mean, said in one line each when it starts.
+fn pipelines(settings: &Settings) -> anyhow::Result<Vec<Pipeline>> {
+    let providers = settings.providers.providers()?;
+    let recipes = settings.providers.recipes()?;
+    recipes.iter().map(|recipe| recipe.pipeline(&providers)).collect()
+}
+
+/// Who makes what; for people.
+pub(crate) fn probe_pipelines(settings: &Settings) -> anyhow::Result<String> {
+    let pipelines = pipelines(settings)?;
+    Ok(pipelines.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
 }
 
 async fn queue(settings: &Settings) -> anyhow::Result<SqliteQueue> {

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
+use vidgen_core::ProviderId;
+
 use crate::settings::Settings;
 use crate::{backends, serve};
 
@@ -25,6 +27,8 @@ pub(crate) async fn run(settings: &Settings) -> ExitCode {
         ("ffmpeg", tool("ffmpeg", "-version", "install it: apt-get install ffmpeg", true).await),
         ("ffprobe", tool("ffprobe", "-version", "it comes with ffmpeg: apt-get install ffmpeg", true).await),
         ("voice", tool("espeak-ng", "--version", "scripts stay unspoken: apt-get install espeak-ng", false).await),
+        ("pipeline", pipelines(settings)),
+        ("callbacks", callbacks(settings)),
         ("media", media(settings).await),
         ("database", database(settings).await),
         ("port", port(settings).await),
@@ -56,6 +60,25 @@ async fn tool(program: &str, flag: &str, remedy: &str, essential: bool) -> Findi
         _ => format!("{program} does not run; {remedy}"),
     };
     if essential { Missing(problem) } else { Lacking(problem) }
+}
+
+fn pipelines(settings: &Settings) -> Finding {
+    match backends::probe_pipelines(settings) {
+        Ok(text) => Fine(text),
+        Err(e) => Missing(format!("{e:#}")),
+    }
+}
+
+fn callbacks(settings: &Settings) -> Finding {
+    match settings.callbacks(settings.port) {
+        Ok(Some(callbacks)) if settings.providers.cog_url.is_some() => {
+            // The operator has to know it: cog is told where to put its files when it starts.
+            Fine(format!("start cog with --upload-url {}", callbacks.files_url(&ProviderId::new("cog"))))
+        }
+        Ok(Some(_)) => Fine("providers are told to call back".into()),
+        Ok(None) => Lacking("providers are polled only; set CALLBACK_URL if they can reach this server".into()),
+        Err(e) => Missing(format!("{e:#}")),
+    }
 }
 
 async fn media(settings: &Settings) -> Finding {

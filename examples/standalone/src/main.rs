@@ -6,6 +6,8 @@
 mod backends;
 mod doctor;
 mod generate;
+mod pipelines;
+mod providers;
 mod secrets;
 mod serve;
 mod settings;

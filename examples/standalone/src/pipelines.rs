@@ -95,8 +95,9 @@ impl Recipe {
         // an image gets one made.
         for kind in StepKind::ALL {
             let routes = match self.step(kind) {
-                Some(routes) => named(routes, kind, providers)
-                    .with_context(|| format!("pipeline {:?}, step {kind}", self.name))?,
+                Some(routes) => {
+                    named(routes, kind, providers).with_context(|| format!("pipeline {:?}, step {kind}", self.name))?
+                }
                 None if kind == StepKind::Image && !self.wants_image(providers) => continue,
                 // Without a compose step, nobody would hear it.
                 None if kind == StepKind::Speech && !composes => continue,
@@ -218,7 +219,8 @@ mod tests {
 
     #[test]
     fn a_file_names_several() {
-        let text = "[[pipeline]]\nname = \"a\"\nvideo = [\"fal:svd\", \"local\"]\n[[pipeline]]\nname = \"b\"\ncompose = []";
+        let text =
+            "[[pipeline]]\nname = \"a\"\nvideo = [\"fal:svd\", \"local\"]\n[[pipeline]]\nname = \"b\"\ncompose = []";
         let recipes = read(text).unwrap();
         assert_eq!(recipes.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
         assert!(!said(&recipes[1]).contains("kind: Compose") && !said(&recipes[1]).contains("kind: Speech"));

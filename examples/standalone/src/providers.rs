@@ -8,12 +8,12 @@ use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 use vidgen_core::{Provider, StepKind};
 use vidgen_providers::cog::Cog;
-use vidgen_providers::comfyui::ComfyUi;
+use vidgen_providers::comfyui::{ComfyUi, Workflow};
 use vidgen_providers::elevenlabs::ElevenLabs;
 use vidgen_providers::fal::Fal;
 use vidgen_providers::local::LocalProvider;
 use vidgen_providers::models::ModelTable;
-use vidgen_providers::openai::OpenAi;
+use vidgen_providers::openai::{Dialect, OpenAi};
 use vidgen_providers::replicate::Replicate;
 use vidgen_providers::runway::Runway;
 
@@ -71,6 +71,9 @@ pub(crate) struct ProviderSettings {
     /// Where a server that is shaped like OpenAI is; videos need one.
     #[arg(long, env = "OPENAI_BASE_URL", value_name = "URL")]
     openai_base_url: Option<String>,
+    /// Who it is that speaks OpenAI's API: openai, vllm-omni, sglang or litellm.
+    #[arg(long, env = "OPENAI_DIALECT", default_value = "openai", value_name = "NAME")]
+    openai_dialect: String,
     /// The key of Runway.
     #[arg(long, env = "RUNWAY_API_KEY", hide_env_values = true, value_name = "KEY")]
     runway_api_key: Option<SecretString>,
@@ -86,6 +89,9 @@ pub(crate) struct ProviderSettings {
     /// The workflow (API format) by which ComfyUI makes videos.
     #[arg(long, env = "COMFYUI_VIDEO_WORKFLOW", value_name = "FILE")]
     comfyui_video_workflow: Option<PathBuf>,
+    /// The frames per second of the videos that ComfyUI makes, for workflows that count frames.
+    #[arg(long, env = "COMFYUI_VIDEO_FPS", value_name = "FPS")]
+    comfyui_video_fps: Option<u32>,
     /// Where a cog container is. It has to reach this server at CALLBACK_URL.
     #[arg(long, env = "COG_URL", value_name = "URL")]
     pub(crate) cog_url: Option<String>,
@@ -143,7 +149,7 @@ impl ProviderSettings {
             let mut builder = Replicate::builder(key).with_models(models.of("replicate")?);
             builder = at!(builder, self.replicate_base_url);
             for secret in set(&self.replicate_webhook_secret).iter().flat_map(|s| s.expose_secret().split(',')) {
-                builder = builder.with_webhook_secret(secret.trim().to_owned().into());
+                builder = builder.with_webhook_secret(secret.trim().to_owned());
             }
             add("replicate", Arc::new(builder.build().context("the settings of replicate cannot be used")?));
         }
@@ -156,11 +162,14 @@ impl ProviderSettings {
             let builder = at!(builder, self.elevenlabs_base_url);
             add("elevenlabs", Arc::new(builder.build().context("the settings of ElevenLabs cannot be used")?));
         }
-        if set(&self.openai_api_key).is_some() || set_text(&self.openai_base_url).is_some() {
-            let mut builder = at!(OpenAi::builder().with_models(models.of("openai")?), self.openai_base_url);
-            if let Some(key) = set(&self.openai_api_key) {
-                builder = builder.with_api_key(key);
-            }
+        let openai = match (set(&self.openai_api_key), set_text(&self.openai_base_url)) {
+            (Some(key), Some(url)) => Some(OpenAi::builder(key).with_base_url(url)),
+            (Some(key), None) => Some(OpenAi::builder(key)),
+            (None, Some(url)) => Some(OpenAi::server(url)),
+            (None, None) => None,
+        };
+        if let Some(builder) = openai {
+            let builder = builder.with_models(models.of("openai")?).with_dialect(self.dialect()?);
             add("openai", Arc::new(builder.build().context("the settings of OpenAI cannot be used")?));
         }
         if let Some(key) = set(&self.runway_api_key) {
@@ -179,6 +188,59 @@ impl ProviderSettings {
         }
         add("local", Arc::new(local));
         Ok(all)
+    }
+
+    fn dialect(&self) -> anyhow::Result<Dialect> {
+        Ok(match self.openai_dialect.as_str() {
+            "openai" => Dialect::OpenAi,
+            "vllm-omni" => Dialect::VllmOmni,
+            "sglang" => Dialect::SgLang,
+            "litellm" => Dialect::LiteLlm,
+            other => bail!("OPENAI_DIALECT is {other:?}, but must be openai, vllm-omni, sglang or litellm"),
+        })
+    }
+
+    fn comfyui(&self, url: &str) -> anyhow::Result<ComfyUi> {
+        let mut builder = ComfyUi::builder(url);
+        let workflow = |path: &Path, name: &str, kind| {
+            let text = std::fs::read_to_string(path).with_context(|| format!("{name} {}", path.display()))?;
+            Ok::<_, anyhow::Error>(match kind {
+                StepKind::Image => Workflow::image("image", text),
+                _ => Workflow::video("video", text),
+            })
+        };
+        let mut any = false;
+        for (path, name, kind) in [
+            (&self.comfyui_image_workflow, "COMFYUI_IMAGE_WORKFLOW", StepKind::Image),
+            (&self.comfyui_video_workflow, "COMFYUI_VIDEO_WORKFLOW", StepKind::Video),
+        ] {
+            if let Some(path) = path {
+                let workflow = workflow(path, name, kind)?;
+                builder = builder.with_workflow(match self.comfyui_video_fps {
+                    Some(fps) if kind == StepKind::Video => workflow.with_frame_rate(fps),
+                    _ => workflow,
+                });
+                any = true;
+            }
+        }
+        if !any {
+            bail!("COMFYUI_URL is set, but neither COMFYUI_IMAGE_WORKFLOW nor COMFYUI_VIDEO_WORKFLOW is");
+        }
+        builder.build().context("the settings of ComfyUI cannot be used")
+    }
+
+    fn cog(&self, url: &str, models: ModelTable) -> anyhow::Result<Cog> {
+        let mut builder = Cog::builder(url).with_models(models);
+        if let Some(token) = set(&self.cog_callback_token) {
+            builder = builder.with_callback_token(token);
+        }
+        let makes = match self.cog_makes.as_str() {
+            "image" => StepKind::Image,
+            "video" => StepKind::Video,
+            "speech" => StepKind::Speech,
+            other => bail!("COG_MAKES is {other:?}, but must be image, video or speech"),
+        };
+        builder.makes(makes).build().context("the settings of cog cannot be used")
     }
 
     /// The pipelines, as variables or a file name them.

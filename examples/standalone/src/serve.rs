@@ -53,7 +53,7 @@ pub(crate) async fn run(settings: &Settings, with_worker: bool) -> anyhow::Resul
 pub(crate) async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     let mut stop = Stop::new()?;
     let links = links(settings, settings.port)?;
-    let worker = worker(&backends::open(settings, links).await?, settings);
+    let worker = worker(&backends::open(settings, links, settings.port).await?, settings);
     println!("working");
     stop.wanted().await;
     tracing::info!("stopping");
@@ -70,7 +70,7 @@ impl Server {
         let address = listener.local_addr()?;
         let base = settings.public_base(address.port())?;
         let links = links(settings, address.port())?;
-        let vidgen = backends::open(settings, links.clone()).await?;
+        let vidgen = backends::open(settings, links.clone(), address.port()).await?;
 
         let page = Page::new("/api").with_media_origin(&base)?;
         let app = Router::new()

@@ -8,7 +8,9 @@ use anyhow::{Context, bail};
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
-use vidgen_core::Retention;
+use vidgen_core::{Callbacks, Retention};
+
+use crate::providers::ProviderSettings;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Settings {
@@ -51,6 +53,14 @@ pub(crate) struct Settings {
     /// Keep at most so many failed and canceled jobs of each tenant; no such limit if absent.
     #[arg(long, env = "MAX_FAILED", value_name = "JOBS")]
     pub(crate) max_failed: Option<u32>,
+    /// Where providers reach this server to call back, such as <https://video.example>; PUBLIC_URL if that
+    /// is https. `auto` is the address that it listens at, for a provider on this machine. Without
+    /// any, providers are only polled.
+    #[arg(long, env = "CALLBACK_URL", value_name = "URL")]
+    callback_url: Option<String>,
+    /// Who makes images, videos and speech.
+    #[command(flatten)]
+    pub(crate) providers: ProviderSettings,
     /// What to log, e.g. `info` or `vidgen_core=debug`.
     #[arg(long, env = "LOG", value_name = "FILTER")]
     pub(crate) log: Option<String>,
@@ -107,8 +117,7 @@ impl Settings {
     /// Where users reach the server that listens at `port`, without a slash at the end.
     pub(crate) fn public_base(&self, port: u16) -> anyhow::Result<String> {
         let Some(url) = self.public_url.as_deref().filter(|url| !url.is_empty()) else {
-            let host = if self.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.host };
-            return Ok(format!("http://{}", SocketAddr::new(host, port)));
+            return Ok(self.listening_base(port));
         };
         let url = Url::parse(url).context("PUBLIC_URL must be a URL")?;
         if !matches!(url.scheme(), "http" | "https") || url.query().is_some() || url.fragment().is_some() {
@@ -117,12 +126,31 @@ impl Settings {
         Ok(url.as_str().trim_end_matches('/').to_owned())
     }
 
+    /// Where providers call back the server that listens at `port`, and what signs their URLs.
+    pub(crate) fn callbacks(&self, port: u16) -> anyhow::Result<Option<Callbacks>> {
+        let named = self.callback_url.as_deref().map(str::trim).filter(|url| !url.is_empty());
+        let base = match (named, self.public_url.as_deref()) {
+            (Some("auto"), _) => self.listening_base(port),
+            (Some(url), _) => url.trim_end_matches('/').to_owned(),
+            (None, Some(url)) if url.starts_with("https://") => self.public_base(port)?,
+            _ => return Ok(None),
+        };
+        let secret = crate::secrets::kept(&self.data_dir()?, "callback-secret")?;
+        let callbacks = Callbacks::new(&format!("{base}/api"), &secret).context("CALLBACK_URL cannot be used")?;
+        Ok(Some(callbacks))
+    }
+
     /// What signs links; the same for all processes on this database.
     pub(crate) fn link_secret(&self) -> anyhow::Result<SecretString> {
         match set(&self.link_secret) {
             Some(secret) => Ok(secret),
             None => crate::secrets::kept(&self.data_dir()?, "link-secret"),
         }
+    }
+
+    fn listening_base(&self, port: u16) -> String {
+        let host = if self.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.host };
+        format!("http://{}", SocketAddr::new(host, port))
     }
 
     /// What signs webhooks; the same for all processes on this database.

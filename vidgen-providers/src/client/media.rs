@@ -81,8 +81,7 @@ impl Client {
     /// grows past the limit, and `Unavailable` where it breaks off.
     pub(crate) async fn open(&self, url: &str, limits: DownloadLimits) -> Result<Body> {
         if let Some(body) = from_data_url(url) {
-            let fits = |body: &Body| body.length().is_some_and(|length| length <= limits.bytes);
-            return body.and_then(|body| if fits(&body) { Ok(body) } else { Err(self.too_long(limits.bytes)) });
+            return self.fitting(body?, limits);
         }
         if self.own(url).is_some() {
             self.open_call(Call::link(url), limits).await
@@ -98,9 +97,15 @@ impl Client {
     /// As [`Client::open`].
     pub(crate) async fn open_without_key(&self, url: &str, limits: DownloadLimits) -> Result<Body> {
         match from_data_url(url) {
-            Some(body) => body,
+            Some(body) => self.fitting(body?, limits),
             None => self.elsewhere(url, limits).await,
         }
+    }
+
+    /// A file that came within its URL, if it is not too long.
+    fn fitting(&self, body: Body, limits: DownloadLimits) -> Result<Body> {
+        let fits = body.length().is_some_and(|length| length <= limits.bytes);
+        if fits { Ok(body) } else { Err(self.too_long(limits.bytes)) }
     }
 
     /// Streams what a call to the API answers, or what it redirects to.

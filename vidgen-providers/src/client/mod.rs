@@ -25,7 +25,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::SecretString;
 use url::Url;
 use vidgen_core::net::Guard;
-use vidgen_core::{Capabilities, Error, ErrorKind, Result};
+use vidgen_core::{Capabilities, Error, ErrorKind, Model, Result};
 
 use crate::models::ModelTable;
 
@@ -72,7 +72,11 @@ impl Client {
     /// What a provider with these models can do, as far as that is the same for all: the rest is
     /// added to it.
     pub(crate) fn capabilities(&self, models: &ModelTable) -> Capabilities {
-        let models = models.entries().iter().map(|entry| entry.model().clone()).collect();
+        self.capabilities_of(models.entries().iter().map(|entry| entry.model().clone()).collect())
+    }
+
+    /// The same, for models that are in no table.
+    pub(crate) fn capabilities_of(&self, models: Vec<Model>) -> Capabilities {
         // The pipeline's patience is for all that a submit does.
         let capabilities =
             Capabilities::new(models).with_submit_timeout(self.shared.submit_timeout + exchange::PREPARE_TIMEOUT);

@@ -323,6 +323,10 @@ async fn what_the_remote_repeats_of_ours_is_not_repeated() {
     let server = Server::start([answer(422, "", &body)]).await;
     let error = server.client().submit::<Value>(buy()).await.unwrap_err();
     assert!(!said(&error).contains("canary"), "{}", said(&error));
+    let body = json!({ "detail": format!("'{PROMPT}' was refused") }).to_string();
+    let server = Server::start([answer(422, "", &body)]).await;
+    let error = server.client().submit::<Value>(buy()).await.unwrap_err();
+    assert_eq!(error.message(), "the remote answered 422: '…' was refused");
     let form = Call::post(["runs"]).with_form([Part::text("prompt", PROMPT)]);
     let error = server.client().submit::<Value>(form).await.unwrap_err();
     assert!(!said(&error).contains("canary"), "{}", said(&error));
@@ -449,6 +453,7 @@ async fn a_data_url_is_a_file() {
     }
     let small = DownloadLimits::IMAGE.with_bytes(3);
     assert_eq!(client.open(&url, small).await.unwrap_err().kind(), ErrorKind::Media);
+    assert_eq!(client.open_without_key(&url, small).await.unwrap_err().kind(), ErrorKind::Media);
 }
 
 #[tokio::test]
@@ -482,8 +487,9 @@ async fn an_upload_goes_without_the_key() {
             assert!(request.contains(piece), "{piece} in {request}");
         }
     }
-    let put = Call::link(format!("http://{}/put", other.socket)).with_method(reqwest::Method::PUT).with_bytes("x");
-    assert_eq!(client.upload(put).await.unwrap_err().kind(), ErrorKind::Unsupported);
+    // That the guard puts as it posts is tested where it is.
+    let patch = Call::link(format!("http://{}/put", other.socket)).with_method(reqwest::Method::PATCH).with_bytes("x");
+    assert_eq!(client.upload(patch).await.unwrap_err().kind(), ErrorKind::Unsupported);
     let strict = server.client();
     let call = Call::link(format!("http://{}/put", other.socket)).with_method(reqwest::Method::POST);
     assert_eq!(strict.upload(call.with_bytes("x")).await.unwrap_err().kind(), ErrorKind::Unavailable);

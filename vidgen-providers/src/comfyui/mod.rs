@@ -67,7 +67,7 @@ const MAX_LIVE: usize = 2;
 const POLL_FLOOR: Duration = Duration::from_secs(1);
 /// A run that is neither in the queue nor in the history may be on its way from the one to the
 /// other, as fast as a lock can be taken; it is looked for again after these pauses.
-const LOOK_AGAIN: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(250)];
+const LOOK_AGAIN: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(150)];
 /// A queue has the whole workflow of everything that waits in it, whosever it is.
 const MAX_QUEUE: usize = 64 * 1024 * 1024;
 /// A run that leaves the queue before it begins leaves no trace: so many are remembered here.
@@ -102,7 +102,11 @@ impl ComfyUi {
     pub fn builder(base_url: impl Into<String>) -> ComfyUiBuilder {
         ComfyUiBuilder {
             id: ProviderId::from(ORIGIN),
-            client: ClientBuilder::new(ORIGIN, BASE, Auth::None).with_base_url(base_url).with_http1().with_judge(judge),
+            client: ClientBuilder::new(ORIGIN, BASE, Auth::None)
+                .with_base_url(base_url)
+                .with_http1()
+                .with_max_live(MAX_LIVE)
+                .with_judge(judge),
             headers: Vec::new(),
             workflows: Vec::new(),
             progress: true,
@@ -376,7 +380,7 @@ impl Provider for ComfyUi {
 
     fn capabilities(&self) -> Capabilities {
         let models = self.0.workflows.iter().map(|workflow| workflow.model.clone()).collect();
-        self.0.client.capabilities(models).with_find().with_cancel().with_poll_floor(POLL_FLOOR)
+        self.0.client.capabilities_of(models).with_find().with_cancel().with_poll_floor(POLL_FLOOR)
     }
 
     async fn submit(&self, task: &Task, options: &SubmitOptions) -> Result<Handle> {

@@ -273,3 +273,87 @@ async fn follow(client: &Client, client_id: &str, runs: &Runs) -> Result<Lost> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn hear(runs: &Runs, kind: &str, data: Value) {
+        runs.hear(&serde_json::from_value(json!({ "type": kind, "data": data })).unwrap());
+    }
+
+    fn fraction(runs: &Runs, id: &str) -> Option<f32> {
+        runs.lock().runs.get(id)?.fraction
+    }
+
+    #[test]
+    fn nodes_that_are_done_count_whole_and_the_one_at_work_in_part() {
+        let runs = Runs::default();
+        runs.add("a", 4);
+        hear(&runs, "execution_start", json!({ "prompt_id": "a" }));
+        assert_eq!(fraction(&runs, "a"), Some(0.0));
+        hear(&runs, "execution_cached", json!({ "prompt_id": "a", "nodes": ["1"] }));
+        assert_eq!(fraction(&runs, "a"), Some(0.25));
+        let (done, half) = (json!({ "state": "finished" }), json!({ "value": 5, "max": 10, "state": "running" }));
+        hear(&runs, "progress_state", json!({ "prompt_id": "a", "nodes": { "2": done, "3": half } }));
+        assert_eq!(fraction(&runs, "a"), Some(0.625));
+        // Less than that is no news, and nor is more than all.
+        hear(&runs, "progress_state", json!({ "prompt_id": "a", "nodes": { "2": half } }));
+        assert_eq!(fraction(&runs, "a"), Some(0.625));
+        let many = json!({ "1": done, "2": done, "3": done, "4": done, "4:1": done });
+        hear(&runs, "progress_state", json!({ "prompt_id": "a", "nodes": many }));
+        assert_eq!(fraction(&runs, "a"), Some(1.0));
+    }
+
+    #[test]
+    fn older_servers_name_the_node_at_work() {
+        let runs = Runs::default();
+        runs.add("a", 2);
+        hear(&runs, "executing", json!({ "prompt_id": "a", "node": "1" }));
+        hear(&runs, "progress", json!({ "prompt_id": "a", "node": "1", "value": 1, "max": 2 }));
+        assert_eq!(fraction(&runs, "a"), Some(0.25));
+        hear(&runs, "executing", json!({ "prompt_id": "a", "node": "2" }));
+        hear(&runs, "executing", json!({ "prompt_id": "a", "node": null }));
+        assert_eq!(fraction(&runs, "a"), Some(0.5));
+    }
+
+    #[test]
+    fn what_is_not_understood_or_is_somebody_elses_changes_nothing() {
+        let runs = Runs::default();
+        runs.add("a", 2);
+        for data in
+            [json!(null), json!([1]), json!({ "prompt_id": "b" }), json!({ "prompt_id": "a", "max": 0, "value": 1 })]
+        {
+            for kind in ["progress", "progress_state", "executing", "status", "crystools.monitor"] {
+                hear(&runs, kind, data.clone());
+            }
+        }
+        assert_eq!((fraction(&runs, "a"), fraction(&runs, "b")), (None, None));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_one_listener_is_enough() {
+        let runs = Runs::default();
+        assert!(!runs.add("0", 1), "nobody listens yet");
+        for run in 1..2 * MAX_RUNS {
+            assert!(runs.add(&run.to_string(), 1), "somebody does");
+        }
+        assert_eq!(runs.lock().runs.len(), MAX_RUNS);
+        assert!(!runs.leave(), "there is something to listen for");
+        runs.lock().runs.clear();
+        assert!(runs.leave());
+        assert!(!runs.add("a", 1), "whoever left does not listen");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_that_nobody_asks_for_is_forgotten() {
+        let runs = Runs::default();
+        runs.add("a", 1);
+        tokio::time::advance(FORGET - Duration::from_secs(1)).await;
+        assert!(!runs.leave());
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(runs.leave());
+    }
+}

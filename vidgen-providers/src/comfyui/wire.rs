@@ -103,7 +103,7 @@ struct Status {
     #[serde(default)]
     completed: bool,
     #[serde(default)]
-    messages: Vec<(String, Value)>,
+    messages: Vec<Value>,
 }
 
 /// What of a run is wanted; lies in its handle.
@@ -168,14 +168,14 @@ impl Entry {
 
 impl Status {
     fn said(&self, what: &str) -> Option<&Value> {
-        self.messages.iter().find(|(kind, _)| kind == what).map(|(_, data)| data)
+        self.messages.iter().find(|message| message.get(0).is_some_and(|kind| kind == what))?.get(1)
     }
 
     /// From its start to its end, by the server's clock.
     fn computed(&self) -> Option<Duration> {
-        let at = |(_, data): &(String, Value)| data.get("timestamp")?.as_u64();
-        let (start, end) =
-            (self.said("execution_start")?.get("timestamp")?.as_u64()?, self.messages.iter().rev().find_map(at)?);
+        let at = |data: &Value| data.get("timestamp")?.as_u64();
+        let start = at(self.said("execution_start")?)?;
+        let end = self.messages.iter().rev().find_map(|message| at(message.get(1)?))?;
         end.checked_sub(start).map(Duration::from_millis)
     }
 }
@@ -232,4 +232,75 @@ fn without_paths(text: &str) -> String {
     let is_path = |word: &str| word.matches(['/', '\\']).count() > 1;
     let words: Vec<&str> = text.split_whitespace().map(|word| if is_path(word) { "…" } else { word }).collect();
     words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use vidgen_core::RunState;
+
+    use super::*;
+
+    fn wanted(kind: StepKind, output: Option<&str>) -> Wanted {
+        Wanted { kind, output: output.map(str::to_owned) }
+    }
+
+    fn locators(entry: &Value, wanted: &Wanted) -> Vec<String> {
+        let entry: Entry = serde_json::from_value(entry.clone()).unwrap();
+        match entry.snapshot(wanted).state {
+            RunState::Succeeded(outputs) => outputs.into_iter().map(|output| output.locator).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn files_are_found_under_any_key_and_picked_by_extension_and_place() {
+        let file = |name: &str, place: &str| json!({ "filename": name, "subfolder": "a b", "type": place });
+        let entry = json!({
+            "status": { "status_str": "success", "completed": true, "messages": [["execution_start", {}, "more"]] },
+            "outputs": {
+                "12": { "images": [file("late.MP4", "output")], "animated": [true] },
+                "3": { "gifs": [file("first.webm", "output"), file("p.mp4", "temp")], "text": ["words"], "n": 1 },
+                "9": { "images": [file("s.png", "output"), file("t.png", "temp"), file("i.jpeg", "output"), file("x", "output")] },
+                "sub:4": { "video": [file("film.mkv", "output")], "audio": [file("a.flac", "output")] },
+            },
+        });
+        let view = |name: &str| format!("view?filename={name}&subfolder=a+b&type=output");
+        let of = |kind, output| locators(&entry, &wanted(kind, output));
+        assert_eq!(of(StepKind::Video, None), [view("first.webm"), view("late.MP4"), view("film.mkv")]);
+        assert_eq!(of(StepKind::Video, Some("12")), [view("late.MP4")]);
+        assert_eq!(of(StepKind::Image, None), [view("s.png"), view("i.jpeg")]);
+    }
+
+    #[test]
+    fn only_what_is_known_is_an_end() {
+        let judge = |status: Value| {
+            let entry: Entry = serde_json::from_value(json!({ "outputs": {}, "status": status })).unwrap();
+            entry.snapshot(&wanted(StepKind::Image, None)).state
+        };
+        for goes_on in [json!(null), json!({}), json!({ "status_str": "dreaming", "completed": false })] {
+            assert!(matches!(judge(goes_on), RunState::Running));
+        }
+        let interrupted = json!({ "status_str": "error", "messages": [["execution_interrupted", {}]] });
+        assert!(matches!(judge(interrupted), RunState::Canceled));
+        let RunState::Failed(bare) = judge(json!({ "status_str": "error" })) else { panic!("it failed") };
+        assert_eq!(bare.reason, "the workflow failed");
+    }
+
+    #[test]
+    fn a_queue_is_read_by_the_second_of_each_item_whatever_else_there_is() {
+        let queue: Queue = serde_json::from_value(json!({
+            "queue_running": [[1, "a", {}, {}, [], "more"]], "queue_pending": [[2.5, "b"]],
+        }))
+        .unwrap();
+        assert!(queue.running("a") && queue.pending("b") && !queue.running("b") && !queue.pending("a"));
+        for bad in [json!({ "queue_running": [[1]], "queue_pending": [] }), json!({ "queue_running": [] }), json!([])] {
+            assert!(serde_json::from_value::<Queue>(bad).is_err());
+        }
+    }
+
+    #[test]
+    fn words_that_are_paths_are_left_out() {
+        assert_eq!(without_paths("at C:\\a\\b.py or /usr/lib\nof 24000/1001"), "at … or … of 24000/1001");
+    }
 }

@@ -364,3 +364,6 @@ impl Template {
         self.nodes.len()
     }
 }
+
+#[cfg(test)]
+mod tests;

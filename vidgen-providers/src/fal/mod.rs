@@ -61,6 +61,7 @@ use async_trait::async_trait;
 use reqwest::Method;
 use secrecy::SecretString;
 use serde_json::{Value, json};
+use url::Url;
 use vidgen_core::net::DownloadLimits;
 use vidgen_core::{
     Body, Callback, Capabilities, ErrorKind, Handle, Lookup, MediaInput, Output, Provider, ProviderId, Result,
@@ -175,6 +176,12 @@ impl Fal {
         tokio::time::timeout(IMAGE_WITHIN, self.image(image)).await.unwrap_or_else(|_| Err(late()))
     }
 
+    /// Where fal shall call. It takes https only, and to have the whole submit refused would be a
+    /// high price for a hint.
+    fn webhook<'a>(&self, options: &'a SubmitOptions) -> Option<&'a Url> {
+        options.callback.as_ref().filter(|url| url.scheme() == "https" || self.plain_callbacks)
+    }
+
     /// Where the run of a handle may be looked at: at one place, or, if its endpoint is not known,
     /// under any app of the table.
     fn places(&self, handle: &Handle) -> Vec<Place> {
@@ -232,9 +239,8 @@ impl Fal {
         (url.query().is_none() && url.fragment().is_none()).then(|| url.into())
     }
 
-    fn kind(&self, place: &Place) -> Option<StepKind> {
-        let endpoint = place.endpoint.as_deref()?;
-        let entry = self.models.entries().iter().find(|entry| entry.id().as_str() == endpoint)?;
+    fn kind(&self, endpoint: Option<&str>) -> Option<StepKind> {
+        let entry = self.models.entries().iter().find(|entry| Some(entry.id().as_str()) == endpoint)?;
         Some(entry.model().kind)
     }
 
@@ -253,7 +259,7 @@ impl Fal {
                 Ok(if status.failed() {
                     Said::by(status).with_units(units).snapshot()
                 } else {
-                    success(&answer.body, units, self.kind(place))
+                    success(&answer.body, units, self.kind(place.endpoint.as_deref()))
                 })
             }
             Err(refusal) if matches!(refusal.status, 404 | 410) => {
@@ -272,28 +278,51 @@ impl Fal {
         }
     }
 
-    /// What the account's history has of a run that the queue no longer knows.
+    /// What the account's history has of a run that the queue no longer knows. It wants the whole
+    /// endpoint; one that is not known is any of the table's that fit.
     async fn remembered(&self, place: &Place) -> Result<Snapshot> {
-        let gone = || self.client.error(ErrorKind::NotFound, "the queue no longer knows the run, or its result");
-        let Some(endpoint) = &place.endpoint else { return Err(gone()) };
+        let endpoints: Vec<&str> = match &place.endpoint {
+            Some(endpoint) => vec![endpoint],
+            None => {
+                let ids = self.models.entries().iter().map(|entry| entry.id().as_str());
+                ids.filter(|id| place.app.is_empty() || app(id) == place.app).collect()
+            }
+        };
+        let mut refused = None;
+        for endpoint in endpoints {
+            match self.past(endpoint, &place.id).await {
+                Ok(Some(snapshot)) => return Ok(snapshot),
+                Ok(None) => {}
+                // Nobody can tell now; but somebody may, later.
+                Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::RateLimited) => {
+                    return Err(error);
+                }
+                // A key that may not ask, or a history that is another by now.
+                Err(error) => refused = Some(error),
+            }
+        }
+        let gone = self.client.error(ErrorKind::NotFound, "the queue no longer knows the run, or its result");
+        Err(match refused {
+            Some(error) => gone.with_source(error),
+            None => gone,
+        })
+    }
+
+    async fn past(&self, endpoint: &str, id: &str) -> Result<Option<Snapshot>> {
         let call = Call::get(["models", "requests", "by-endpoint"])
             .with_query("endpoint_id", endpoint)
-            .with_query("request_id", &place.id)
+            .with_query("request_id", id)
             .with_query("expand", "payloads");
-        let history = match self.platform.ask::<wire::History>(call).await {
-            Ok(answer) => answer.body,
-            // Nobody can tell now; but somebody may, later.
-            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::RateLimited) => return Err(error),
-            // A key that may not ask, or a history that is another by now.
-            Err(error) => return Err(gone().with_source(error)),
-        };
-        let Some(past) = history.items.into_iter().find(|past| past.request_id == place.id) else { return Err(gone()) };
-        match past.status_code {
-            Some(200..300) if past.json_output.is_object() => Ok(success(&past.json_output, None, self.kind(place))),
-            Some(code @ 400..) => Ok(Said::default().and_body(code, &past.json_output).snapshot()),
-            None if past.ended_at.is_none() => Ok(Snapshot::running(None)),
-            _ => Err(gone()),
-        }
+        let history = self.platform.ask::<wire::History>(call).await?.body;
+        let Some(past) = history.items.into_iter().find(|past| past.request_id == id) else { return Ok(None) };
+        Ok(match past.status_code {
+            Some(200..300) if past.json_output.is_object() => {
+                Some(success(&past.json_output, None, self.kind(Some(endpoint))))
+            }
+            Some(code @ 400..) => Some(Said::default().and_body(code, &past.json_output).snapshot()),
+            None if past.ended_at.is_none() => Some(Snapshot::running(None)),
+            _ => None,
+        })
     }
 }
 
@@ -303,6 +332,13 @@ struct Place {
     id: String,
     endpoint: Option<String>,
     links: wire::Links,
+}
+
+impl Place {
+    /// Under no app that is known.
+    fn anywhere(id: &str) -> Self {
+        Self { app: Vec::new(), id: id.to_owned(), endpoint: None, links: wire::Links::default() }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -355,8 +391,7 @@ impl Provider for Fal {
         let input = entry.mark(entry.body(&task.spec, image, &task.extra), &options.submission);
         let endpoint = entry.id().as_str();
         let mut call = Call::post(endpoint.split('/')).with_json(input);
-        // Only https is taken; a refusal of the whole submit would be a high price for a hint.
-        if let Some(url) = options.callback.as_ref().filter(|url| url.scheme() == "https" || self.plain_callbacks) {
+        if let Some(url) = self.webhook(options) {
             call = call.with_query("fal_webhook", url.as_str());
         }
         if let Some(limit) = self.start_within {
@@ -382,10 +417,11 @@ impl Provider for Fal {
             Some((place, status)) if status.status == "COMPLETED" => self.ended(&place, &status).await,
             // `IN_QUEUE`, `IN_PROGRESS`, or what nobody knows yet. Progress is in logs only, if at all.
             Some(_) => Ok(Snapshot::running(None)),
-            None => match self.places(handle).first() {
-                Some(place) => self.remembered(place).await,
-                None => Err(self.client.error(ErrorKind::NotFound, "no model is known that it could be a run of")),
-            },
+            None => {
+                let mut places = self.places(handle);
+                let known = places.pop().filter(|place| place.endpoint.is_some());
+                self.remembered(&known.unwrap_or_else(|| Place::anywhere(&handle.remote_id))).await
+            }
         }
     }
 

@@ -18,6 +18,30 @@ fn an_app_is_two_segments_or_three_in_a_namespace() {
 }
 
 #[test]
+fn a_plain_webhook_is_kept_back_from_fal_itself() {
+    let options = |url: &str| {
+        let id = vidgen_core::SubmissionId::from_remote("sub_1");
+        SubmitOptions::new(id).with_callback(url.parse().unwrap())
+    };
+    let (plain, safe) = (options("http://host.example/"), options("https://host.example/"));
+    let fal = Fal::new("id:secret").unwrap();
+    assert_eq!((fal.webhook(&plain), fal.webhook(&safe)), (None, safe.callback.as_ref()));
+    let own = Fal::builder("id:secret").with_base_url("http://127.0.0.1:9").build().unwrap();
+    assert_eq!(own.webhook(&plain), plain.callback.as_ref());
+}
+
+#[test]
+fn the_parts_of_the_api_are_where_the_queue_is_unless_that_is_fals_own() {
+    let places = |fal: Fal| [&fal.storage, &fal.platform].map(|client| client.base().to_string());
+    let own = Fal::new("id:secret").unwrap();
+    assert_eq!(places(own), ["https://rest.fal.ai/", "https://api.fal.ai/v1"]);
+    let other = Fal::builder("id:secret").with_base_url("http://127.0.0.1:9/fal/");
+    assert_eq!(places(other.clone().build().unwrap()), ["http://127.0.0.1:9/fal", "http://127.0.0.1:9/fal/v1"]);
+    let apart = other.with_storage_url("https://s.example").with_platform_url("https://p.example").build().unwrap();
+    assert_eq!(places(apart), ["https://s.example/", "https://p.example/"]);
+}
+
+#[test]
 fn units_are_thousandths_rounded_up() {
     for (text, units) in [
         ("3.008", Some(3008)),

@@ -249,19 +249,24 @@ fn show(cog: &Cog, world: &World, run: &Run) -> Value {
         Some(Usage::Compute(time)) => time,
         _ => PREDICT_TIME,
     };
-    let mut shown = json!({ "id": run.id, "status": status, "logs": "Using seed: 42\n", "metrics": {} });
+    let mut shown = Map::new();
+    let mut set = |name: &str, value: Value| drop(shown.insert(name.to_owned(), value));
+    set("id", json!(run.id));
+    set("status", json!(status));
+    set("logs", json!("Using seed: 42\n"));
     if run.ended() {
-        shown["metrics"] = json!({ "predict_time": time.as_secs_f64() });
+        set("metrics", json!({ "predict_time": time.as_secs_f64() }));
     } else {
-        shown["input"] = run.input.clone();
+        set("metrics", json!({}));
+        set("input", run.input.clone());
     }
     if let Some(error) = error {
-        shown["error"] = json!(format!("Prediction failed: Prediction failed: {error}"));
+        set("error", json!(format!("Prediction failed: Prediction failed: {error}")));
     }
     if status == "succeeded" {
-        shown["output"] = if cog.elsewhere { json!(world.output_url(run)) } else { inline(run) };
+        set("output", if cog.elsewhere { json!(world.output_url(run)) } else { inline(run) });
     }
-    shown
+    Value::Object(shown)
 }
 
 fn inline(run: &Run) -> Value {

@@ -92,6 +92,11 @@ impl ComfyUi {
         self.shared.sockets.clear();
     }
 
+    /// Lets nobody listen from now on, or everybody again.
+    pub fn refuse_sockets(&self, refuse: bool) {
+        self.shared.sockets.refuse(refuse);
+    }
+
     /// Sends a frame of text to everybody who listens.
     pub fn tell(&self, kind: &str, data: &Value) {
         for client in self.sockets() {
@@ -106,8 +111,7 @@ impl ComfyUi {
     }
 
     fn dequeue(&self, world: &World, id: &str) -> bool {
-        let pending = world.peek(id).is_some_and(|run| run.phase() == Phase::Queued);
-        let stopped = pending && matches!(world.cancel(id), Ok(Stopped::Yes(_)));
+        let stopped = waits(world, id) && matches!(world.cancel(id), Ok(Stopped::Yes(_)));
         if stopped {
             self.shared.dequeued.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
         }
@@ -115,8 +119,7 @@ impl ComfyUi {
     }
 
     fn interrupt(world: &World, id: &str) -> bool {
-        let running = world.peek(id).is_some_and(|run| matches!(run.phase(), Phase::Running(_) | Phase::Unknown));
-        running && matches!(world.cancel(id), Ok(Stopped::Yes(_)))
+        !waits(world, id) && matches!(world.cancel(id), Ok(Stopped::Yes(_)))
     }
 
     /// Whether the server has lost sight of a run for a moment.
@@ -151,7 +154,7 @@ impl ComfyUi {
         let film = film(prompt, &output);
         let prefix = prompt.get(&output).and_then(|node| node.pointer("/inputs/filename_prefix")?.as_str());
         let prefix = prefix.unwrap_or("ComfyUI");
-        let same = world.lock().runs.iter().filter(|run| run.extra["prefix"] == prefix).count();
+        let same = world.lock().runs.iter().filter(|run| of(&run.extra, "prefix") == prefix).count();
         let extra = json!({
             "prefix": prefix, "counter": same + 1, "output": output, "client_id": body.get("client_id"),
             "extra_data": body.get("extra_data"),
@@ -170,8 +173,8 @@ impl ComfyUi {
     fn queue(&self, world: &World) -> Answered {
         let (mut running, mut pending) = (Vec::new(), Vec::new());
         for run in world.list()?.iter().rev().filter(|run| !run.ended()) {
-            let item = json!([run.number, run.id, run.input, run.extra["extra_data"], [run.extra["output"]]]);
-            if run.phase() == Phase::Queued { pending.push(item) } else { running.push(item) }
+            let item = json!([run.number, run.id, run.input, of(&run.extra, "extra_data"), [of(&run.extra, "output")]]);
+            if running.is_empty() { running.push(item) } else { pending.push(item) }
         }
         Ok(json(200, &json!({ "queue_running": running, "queue_pending": pending })))
     }
@@ -191,9 +194,8 @@ impl ComfyUi {
     /// Tells whoever submitted it.
     fn announce(&self, run: &Run) {
         let (to, id) = (client(run), json!(run.id));
-        let say = |kind: &str, mut data: Value| {
-            data["prompt_id"] = id.clone();
-            self.shared.sockets.tell(&to, kind, &data);
+        let say = |kind: &str, data: Value| {
+            self.shared.sockets.tell(&to, kind, &with(data, "prompt_id", id.clone()));
         };
         match run.phase() {
             Phase::Running(done) => {
@@ -236,7 +238,8 @@ impl Remote for ComfyUi {
                 "/queue",
                 get(async move |State(world): State<World>| queue.queue(&world)).post(
                     async move |State(world): State<World>, Asked(seen): Asked| {
-                        for id in seen.json()["delete"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+                        for id in of(&seen.json(), "delete").as_array().into_iter().flatten().filter_map(Value::as_str)
+                        {
                             delete.dequeue(&world, id);
                         }
                         Response::new(Body::empty())
@@ -250,7 +253,7 @@ impl Remote for ComfyUi {
             .route(
                 "/interrupt",
                 post(async move |State(world): State<World>, Asked(seen): Asked| {
-                    match seen.json()["prompt_id"].as_str() {
+                    match of(&seen.json(), "prompt_id").as_str() {
                         Some(id) => _ = Self::interrupt(&world, id),
                         None => {
                             interrupt.shared.bare_interrupts.fetch_add(1, Ordering::SeqCst);
@@ -273,12 +276,7 @@ impl Remote for ComfyUi {
             );
         if this.jobs {
             let cancel = async move |State(world): State<World>, Path(id): Path<String>| {
-                let Some(run) = world.peek(&id) else { return json(200, &json!({ "cancelled": false })) };
-                let done = match run.phase() {
-                    // Who asks for the end of a run that nobody looked at asks the remote's clock.
-                    Phase::Queued => jobs.dequeue(&world, &id),
-                    _ => Self::interrupt(&world, &id),
-                };
+                let done = jobs.dequeue(&world, &id) || Self::interrupt(&world, &id);
                 json(200, &json!({ "cancelled": done }))
             };
             routes = routes.route("/jobs/{id}/cancel", post(cancel));
@@ -293,6 +291,7 @@ impl Remote for ComfyUi {
             (true, "/queue" | "/interrupt") => Class::Cancel,
             (true, path) if path.ends_with("/cancel") => Class::Cancel,
             (false, "/view") => Class::Output,
+            (false, "/ws") => Class::Listen,
             _ => Class::Read,
         }
     }
@@ -318,8 +317,28 @@ impl Remote for ComfyUi {
     }
 }
 
+/// Whether a run waits for its turn: one runs at a time, in the order of their numbers.
+fn waits(world: &World, id: &str) -> bool {
+    let state = world.lock();
+    let first = state.runs.iter().find(|run| !run.ended());
+    state.runs.iter().any(|run| run.id == id && !run.ended()) && first.is_some_and(|run| run.id != id)
+}
+
+/// A field; null if there is none.
+fn of<'a>(value: &'a Value, name: &str) -> &'a Value {
+    value.get(name).unwrap_or(&Value::Null)
+}
+
+/// An object with one field more.
+fn with(mut object: Value, name: &str, value: Value) -> Value {
+    if let Some(object) = object.as_object_mut() {
+        object.insert(name.to_owned(), value);
+    }
+    object
+}
+
 fn client(run: &Run) -> String {
-    run.extra["client_id"].as_str().unwrap_or_default().to_owned()
+    of(&run.extra, "client_id").as_str().unwrap_or_default().to_owned()
 }
 
 /// Hyphens and lower case, as the server of 2026 wants it.
@@ -346,7 +365,7 @@ async fn remaining(State(world): State<World>) -> Response {
 }
 
 fn kind(prompt: &Map<String, Value>, output: &str) -> StepKind {
-    match prompt.get(output).and_then(|node| node["class_type"].as_str()) {
+    match prompt.get(output).and_then(|node| of(node, "class_type").as_str()) {
         Some("SaveVideo" | "SaveWEBM" | "SaveAnimatedWEBP") => StepKind::Video,
         _ => StepKind::Image,
     }
@@ -354,7 +373,7 @@ fn kind(prompt: &Map<String, Value>, output: &str) -> StepKind {
 
 /// As the nodes have it: whichever has a size, a number of frames, a rate.
 fn film(prompt: &Map<String, Value>, output: &str) -> Film {
-    let input = |name: &str| prompt.values().find_map(|node| node["inputs"][name].as_f64());
+    let input = |name: &str| prompt.values().find_map(|node| of(of(node, "inputs"), name).as_f64());
     let whole = |name: &str| input(name).map(|number| number as u32);
     let mut film = Film::new(kind(prompt, output));
     if let (Some(width), Some(height)) = (whole("width"), whole("height")) {
@@ -369,9 +388,9 @@ fn film(prompt: &Map<String, Value>, output: &str) -> Film {
 
 /// Folder and name of what a run saved.
 fn saved(run: &Run) -> (String, String) {
-    let prefix = run.extra["prefix"].as_str().unwrap_or_default();
+    let prefix = of(&run.extra, "prefix").as_str().unwrap_or_default();
     let (folder, stem) = prefix.rsplit_once('/').unwrap_or(("", prefix));
-    let counter = run.extra["counter"].as_u64().unwrap_or(1);
+    let counter = of(&run.extra, "counter").as_u64().unwrap_or(1);
     (folder.to_owned(), format!("{stem}_{counter:05}_.{}", run.film.media_type().extension()))
 }
 
@@ -383,14 +402,12 @@ fn entry(run: &Run) -> Option<Value> {
         (Some(end), _) if ended => end.as_millisecond(),
         _ => run.created_at.as_millisecond(),
     };
-    let last = |kind: &str, mut data: Value| {
-        data["prompt_id"] = json!(run.id);
-        data["timestamp"] = json!(at(true));
-        json!([kind, data])
+    let last = |kind: &str, data: Value| {
+        json!([kind, with(with(data, "prompt_id", json!(run.id)), "timestamp", json!(at(true)))])
     };
     let failed = |kind: &str, text: &str| {
-        let node = run.extra["output"].as_str().unwrap_or_default();
-        let class = &run.input[node]["class_type"];
+        let node = of(&run.extra, "output").as_str().unwrap_or_default();
+        let class = of(of(&run.input, node), "class_type");
         json!({ "node_id": node, "node_type": class, "exception_type": kind, "exception_message": text,
                 "traceback": [TRACE], "current_inputs": {}, "executed": [] })
     };
@@ -409,18 +426,17 @@ fn entry(run: &Run) -> Option<Value> {
     let outputs = if completed {
         let (subfolder, filename) = saved(run);
         let files = json!([{ "filename": filename, "subfolder": subfolder, "type": "output" }]);
-        let mut shown = json!({ "images": files });
-        if run.kind == StepKind::Video {
-            shown["animated"] = json!([true]);
-        }
-        json!({ run.extra["output"].as_str().unwrap_or_default(): shown })
+        let shown = json!({ "images": files });
+        let moves = run.kind == StepKind::Video;
+        let shown = if moves { with(shown, "animated", json!([true])) } else { shown };
+        json!({ of(&run.extra, "output").as_str().unwrap_or_default(): shown })
     } else {
         json!({})
     };
     let start = json!(["execution_start", { "prompt_id": run.id, "timestamp": at(false) }]);
     let cached = json!(["execution_cached", { "nodes": [], "prompt_id": run.id, "timestamp": at(false) }]);
     Some(json!({
-        "prompt": [run.number, run.id, run.input, run.extra["extra_data"], [run.extra["output"]]],
+        "prompt": [run.number, run.id, run.input, of(&run.extra, "extra_data"), [of(&run.extra, "output")]],
         "outputs": outputs,
         "status": { "status_str": word, "completed": completed, "messages": [start, cached, end] },
         "meta": {},

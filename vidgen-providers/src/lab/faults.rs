@@ -94,6 +94,7 @@ impl Faults {
             Class::Read => (3, &self.reads),
             Class::Cancel => (4, &self.reads),
             Class::Upload => (5, &self.reads),
+            Class::Listen => (6, &self.reads),
         };
         rates.pick(chance(self.seed, salt, seen.of_class))
     }

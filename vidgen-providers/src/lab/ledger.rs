@@ -27,6 +27,8 @@ pub enum Class {
     Upload,
     /// Fetches an output.
     Output,
+    /// Opens a line on which it is told of things; comes and goes by itself.
+    Listen,
 }
 
 /// One call, as it came in.

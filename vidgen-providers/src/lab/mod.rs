@@ -27,8 +27,8 @@
 
 mod callbacks;
 mod cog;
-mod elevenlabs;
 mod comfyui;
+mod elevenlabs;
 mod fal;
 mod faults;
 pub mod film;
@@ -54,8 +54,8 @@ use tokio::task::JoinHandle;
 use vidgen_core::{Callback, Clock, StepKind, SubmissionId};
 
 pub use cog::{Cog, cog};
-pub use elevenlabs::{ElevenLabs, elevenlabs};
 pub use comfyui::{ComfyUi, comfyui};
+pub use elevenlabs::{ElevenLabs, elevenlabs};
 pub use fal::{Fal, fal};
 pub use faults::{Faults, Outage, Rates};
 pub use ledger::{Accepted, Asked, Class, Delivery, Field, Seen};
@@ -73,7 +73,15 @@ const BACKLOG: u32 = 1024;
 /// Every remote that there is, as it is without anything special.
 #[must_use]
 pub fn remotes() -> Vec<Box<dyn Remote>> {
-    vec![Box::new(comfyui()), Box::new(fal()), Box::new(replicate())]
+    vec![
+        Box::new(cog()),
+        Box::new(comfyui()),
+        Box::new(elevenlabs()),
+        Box::new(fal()),
+        Box::new(openai()),
+        Box::new(replicate()),
+        Box::new(runway()),
+    ]
 }
 
 /// One fake remote. Dropping it closes it, and every connection to it.
@@ -247,6 +255,20 @@ impl Lab {
     #[must_use]
     pub fn accepted(&self) -> Vec<Accepted> {
         self.world.lock().accepted.clone()
+    }
+
+    /// The submissions that were accepted more than once: what was bought twice.
+    #[must_use]
+    pub fn doubles(&self) -> Vec<SubmissionId> {
+        let mut ids: Vec<_> = self.accepted().into_iter().filter_map(|accepted| accepted.submission).collect();
+        ids.sort();
+        let mut doubles: Vec<_> = ids
+            .windows(2)
+            .filter(|pair| pair.first() == pair.last())
+            .filter_map(|pair| pair.first().cloned())
+            .collect();
+        doubles.dedup();
+        doubles
     }
 
     /// Every call, in order, the key taken out.

@@ -1,11 +1,12 @@
 //! OpenAI's API, as OpenAI, vLLM-Omni, SGLang and the proxy of LiteLLM speak it (facts as of 2026-11).
 //!
 //! Stricter than they are: fields that a server does not know are refused, where most ignore them, so
-//! that a misspelt one is seen. Speech is a WAV, whatever was asked.
+//! that a misspelt one is seen. Speech is an MP3, or a WAV for every other format.
 //!
 //! Unverified: what OpenAI answers for the content of a video that is not ready (here: 404), and the
 //! words of its refusals. OpenAI has no videos any more; those here are as its last API had them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -19,9 +20,9 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 use vidgen_core::{MediaType, Size, StepKind, Usage};
 
-use super::film::Film;
+use super::film::{Film, mp3};
 use super::ledger::{Asked, Class, Field, Seen};
-use super::play::Refusal;
+use super::play::{Course, Refusal};
 use super::remote::{Remote, has_key, json, typed, whole_seconds, with_header};
 use super::run::{Phase, Run, Wish};
 use super::world::{Stopped, World};
@@ -32,6 +33,9 @@ type Answered = Result<Response, Response>;
 const PAGE: usize = 20;
 /// What a poll is told to wait.
 const POLL_AFTER_MS: &str = "2500";
+/// Of its MP3.
+const SAMPLE_RATE: u32 = 24_000;
+const KILOBITS: u32 = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Server {
@@ -130,7 +134,7 @@ impl OpenAi {
         self.error(400, "invalid_request_error", None, &format!("Invalid value for '{field}': {message}"))
     }
 
-    async fn create_video(self, world: World, seen: std::sync::Arc<Seen>) -> Answered {
+    async fn create_video(self, world: World, seen: Arc<Seen>) -> Answered {
         let is_form = seen.header("content-type").is_some_and(|value| value.starts_with("multipart/form-data"));
         let (input, has_file) = if is_form {
             let fields = seen.form().await;
@@ -336,7 +340,7 @@ impl OpenAi {
         }
     }
 
-    fn image(self, world: &World, seen: &Seen) -> Answered {
+    async fn image(self, world: World, seen: Arc<Seen>) -> Answered {
         let Value::Object(input) = seen.json() else { return Err(self.wrong("body", "must be a JSON object")) };
         let known = ["model", "prompt", "n", "size", "quality", "output_format", "output_compression", "background"];
         let more = ["moderation", "stream", "partial_images", "user"];
@@ -369,7 +373,8 @@ impl OpenAi {
             return Err(self.wrong("size", "is not one that the model makes"));
         }
         let film = size.map_or(Film::new(StepKind::Image), |size| Film::new(StepKind::Image).with_size(size));
-        let run = bought(world, seen, Wish::new(StepKind::Image, model, Value::Object(input)).with_film(film))?;
+        let run =
+            bought(&world, &seen, Wish::new(StepKind::Image, model, Value::Object(input)).with_film(film)).await?;
         let Ok(bytes) = run.film.bytes() else { return Err(self.error(500, "server_error", None, "no picture")) };
         let image = if self.links {
             json!({ "url": world.output_url(&run) })
@@ -390,7 +395,7 @@ impl OpenAi {
         ))
     }
 
-    fn speech(self, world: &World, seen: &Seen) -> Answered {
+    async fn speech(self, world: World, seen: Arc<Seen>) -> Answered {
         let Value::Object(input) = seen.json() else { return Err(self.wrong("body", "must be a JSON object")) };
         let text = |name: &str| input.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
         let model = text("model");
@@ -410,18 +415,24 @@ impl OpenAi {
         if model.contains("no-such") {
             return Err(world.refuse(&Refusal::NotFound));
         }
-        let run = bought(world, seen, Wish::new(StepKind::Speech, model, Value::Object(input)))?;
-        Ok(world.serve(&run.id))
+        let format = text("response_format");
+        let run = bought(&world, &seen, Wish::new(StepKind::Speech, model, Value::Object(input))).await?;
+        Ok(world.serve_as(&run.id, |run| match format.as_str() {
+            "" | "mp3" => Some(("audio/mpeg", mp3(run.film.duration, SAMPLE_RATE, KILOBITS, "lab")?)),
+            _ => Some(("audio/wav", run.film.bytes().ok()?)),
+        }))
     }
 }
 
 /// Buys what ends with its answer.
-fn bought(world: &World, seen: &Seen, wish: Wish) -> Result<Run, Response> {
+async fn bought(world: &World, seen: &Seen, wish: Wish) -> Result<Run, Response> {
     let run = world.buy(seen, wish)?;
-    world.finish(|other| other.id == run.id);
-    match run.play.course {
-        super::play::Course::Moderated(ref reason) => Err(world.refuse(&Refusal::Moderated(reason.clone()))),
-        _ => Ok(run),
+    // The answer comes when it is made.
+    let run = world.wait(&run.id).await?;
+    match &run.play.course {
+        Course::Succeeds => Ok(run),
+        Course::Moderated(reason) => Err(world.refuse(&Refusal::Moderated(reason.clone()))),
+        _ => Err(world.refuse(&Refusal::Unavailable)),
     }
 }
 
@@ -463,8 +474,8 @@ impl Remote for OpenAi {
         let content = move |State(world): State<World>, Path(id): Path<String>, Asked(seen): Asked| async move {
             this.content(&world, &seen, &id)
         };
-        let image = move |State(world): State<World>, Asked(seen): Asked| async move { this.image(&world, &seen) };
-        let speech = move |State(world): State<World>, Asked(seen): Asked| async move { this.speech(&world, &seen) };
+        let image = move |State(world): State<World>, Asked(seen): Asked| this.image(world, seen);
+        let speech = move |State(world): State<World>, Asked(seen): Asked| this.speech(world, seen);
         Router::new()
             .route("/v1/videos", get(list).post(create))
             .route("/v1/videos/{id}", get(video).delete(delete))

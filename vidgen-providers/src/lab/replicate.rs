@@ -2,7 +2,8 @@
 //!
 //! Unverified, and so to be switched: whether the list echoes webhook URLs
 //! ([`Replicate::without_webhooks_in_lists`]), whether a 429 has a `Retry-After` beside its text
-//! ([`Replicate::without_retry_after`]). The bodies of 401, 404 and 422 are from memory.
+//! ([`Replicate::without_retry_after`]). A `Cancel-After` is checked and shown; what becomes of it is a
+//! play's to say ([`Play::aborts`](super::Play::aborts)). The bodies of 401, 404 and 422 are from memory.
 
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ type Answered = Result<Response, Response>;
 const PAGE: usize = 100;
 /// After this long an API prediction's input, output, files and logs are deleted.
 const DATA_LIFE: Duration = Duration::from_secs(3600);
+/// The shortest `Cancel-After`.
+const SHORTEST_DEADLINE: Duration = Duration::from_secs(5);
 const UPLOAD_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// What a prediction takes, if the play does not say.
 const PREDICT_TIME: Duration = Duration::from_millis(41_200);
@@ -226,15 +229,44 @@ fn create(world: &World, seen: &Seen, model: &str, allowed: &[&str]) -> Answered
         return Err(world.refuse(&Refusal::NotFound));
     }
     check(model, input)?;
+    let deadline = match seen.header("cancel-after").map(duration) {
+        Some(Some(after)) if after >= SHORTEST_DEADLINE => Some(later(world.now(), after)),
+        None => None,
+        _ => return Err(invalid("Cancel-After", "must be a duration of at least 5 seconds")),
+    };
     let kind = kind(model);
+    let mut kept = body.clone();
+    kept.insert("deadline".to_owned(), json!(deadline));
     let wish = Wish::new(kind, model, Value::Object(input.clone()))
         .with_id(new_id())
         .with_callback(body.get("webhook").and_then(Value::as_str))
-        .with_extra(Value::Object(body));
+        .with_extra(Value::Object(kept));
     let run = world.buy(seen, wish)?;
     let shown = show(world, &run);
     let location = shown.pointer("/urls/get").and_then(Value::as_str).unwrap_or_default().to_owned();
     Ok(with_header(json(201, &shown), "location", location))
+}
+
+/// `90s`, `1h30m45s`, or a number of seconds.
+fn duration(text: &str) -> Option<Duration> {
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let (mut total, mut number) = (0_u64, String::new());
+    for c in text.chars() {
+        let unit = match c {
+            'h' => 3600,
+            'm' => 60,
+            's' => 1,
+            digit => {
+                number.push(digit);
+                continue;
+            }
+        };
+        total = total.checked_add(number.parse::<u64>().ok()?.checked_mul(unit)?)?;
+        number.clear();
+    }
+    number.is_empty().then_some(Duration::from_secs(total))
 }
 
 /// What the known models insist on.
@@ -333,7 +365,7 @@ fn show(world: &World, run: &Run) -> Value {
         },
     });
     if let Some(shown) = shown.as_object_mut() {
-        for field in ["webhook", "webhook_events_filter"] {
+        for field in ["webhook", "webhook_events_filter", "deadline"] {
             if let Some(value) = run.extra.get(field) {
                 shown.insert(field.to_owned(), value.clone());
             }

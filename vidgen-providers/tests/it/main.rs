@@ -13,6 +13,8 @@
 mod answers;
 #[cfg(all(feature = "lab", feature = "cog"))]
 mod cog;
+#[cfg(all(feature = "lab", feature = "comfyui"))]
+mod comfyui;
 #[cfg(all(feature = "lab", feature = "elevenlabs"))]
 mod elevenlabs;
 #[cfg(all(feature = "lab", feature = "fal"))]

@@ -6,7 +6,7 @@ use axum::response::Response;
 use serde_json::{Map, Value, json};
 
 use super::super::world::World;
-use super::problem;
+use super::{of, problem};
 
 /// A class of nodes that the lab knows: its name, whether it saves something, its required inputs.
 type Known = (&'static str, bool, &'static [&'static str]);
@@ -57,7 +57,7 @@ pub(super) struct Checked {
 /// # Errors
 /// The server's 400.
 pub(super) fn checked(world: &World, prompt: &Map<String, Value>) -> Result<Checked, Response> {
-    let class = |node: &str| prompt.get(node).and_then(|node| node["class_type"].as_str()).unwrap_or_default();
+    let class = |node: &str| prompt.get(node).and_then(|node| of(node, "class_type").as_str()).unwrap_or_default();
     let known = |node: &str| CLASSES.iter().find(|(name, ..)| *name == class(node));
     if let Some(node) = prompt.keys().find(|node| known(node).is_none()) {
         let message = format!("Cannot execute because node {} does not exist.", class(node));
@@ -75,7 +75,8 @@ pub(super) fn checked(world: &World, prompt: &Map<String, Value>) -> Result<Chec
         let mut bad = false;
         for node in &all {
             let required = known(node).map_or(&[][..], |(_, _, required)| required);
-            let wrong = wrong(world, class(node), &prompt[node.as_str()]["inputs"], required);
+            let wrong =
+                wrong(world, class(node), prompt.get(node).map_or(&Value::Null, |node| of(node, "inputs")), required);
             if wrong.is_empty() {
                 continue;
             }
@@ -83,7 +84,7 @@ pub(super) fn checked(world: &World, prompt: &Map<String, Value>) -> Result<Chec
             let entry = errors
                 .entry(node.clone())
                 .or_insert_with(|| json!({ "errors": wrong, "dependent_outputs": [], "class_type": class(node) }));
-            if let Some(dependent) = entry["dependent_outputs"].as_array_mut() {
+            if let Some(dependent) = entry.get_mut("dependent_outputs").and_then(Value::as_array_mut) {
                 dependent.push(json!(output));
             }
         }
@@ -101,7 +102,7 @@ pub(super) fn checked(world: &World, prompt: &Map<String, Value>) -> Result<Chec
 /// A node and all that it is made from.
 fn ancestors(prompt: &Map<String, Value>, node: &str, all: &mut BTreeSet<String>) {
     let Some(found) = prompt.get(node).filter(|_| all.insert(node.to_owned())) else { return };
-    for input in found["inputs"].as_object().into_iter().flat_map(Map::values) {
+    for input in of(found, "inputs").as_object().into_iter().flat_map(Map::values) {
         if let Some(from) = input.get(0).and_then(Value::as_str) {
             ancestors(prompt, from, all);
         }
@@ -113,7 +114,7 @@ fn wrong(world: &World, class: &str, inputs: &Value, required: &[&str]) -> Vec<V
     let error = |kind: &str, message: &str, input: &str, details: String| json!({ "type": kind, "message": message, "details": details, "extra_info": { "input_name": input } });
     let mut all = Vec::new();
     for input in required {
-        let value = &inputs[*input];
+        let value = of(inputs, input);
         if value.is_null() {
             all.push(error("required_input_missing", "Required input is missing", input, (*input).to_owned()));
         }
@@ -137,7 +138,7 @@ fn wrong(world: &World, class: &str, inputs: &Value, required: &[&str]) -> Vec<V
         }
     }
     if class == "LoadImage" {
-        let image = inputs["image"].as_str().unwrap_or_default();
+        let image = of(inputs, "image").as_str().unwrap_or_default();
         if !world.lock().uploads.iter().any(|upload| upload.name == image) {
             let details = format!("image - Invalid image file: {image}");
             all.push(error("custom_validation_failed", "Custom validation failed for node", "image", details));

@@ -1,6 +1,7 @@
 //! The server's WebSocket: who listens, and what is told them.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
@@ -28,11 +29,14 @@ const PREVIEW: &[u8] = &[0, 0, 0, 1, 0, 0, 0, 2];
 
 /// Who listens.
 #[derive(Clone, Default)]
-pub(super) struct Sockets(Arc<Mutex<HashMap<String, UnboundedSender<Message>>>>);
+pub(super) struct Sockets {
+    open: Arc<Mutex<HashMap<String, UnboundedSender<Message>>>>,
+    refused: Arc<AtomicBool>,
+}
 
 impl Sockets {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, UnboundedSender<Message>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn clients(&self) -> Vec<String> {
@@ -41,6 +45,13 @@ impl Sockets {
 
     pub(super) fn clear(&self) {
         self.lock().clear();
+    }
+
+    pub(super) fn refuse(&self, refuse: bool) {
+        self.refused.store(refuse, Ordering::SeqCst);
+        if refuse {
+            self.clear();
+        }
     }
 
     /// Tells one client something, if it listens.
@@ -62,6 +73,9 @@ impl Sockets {
         let Some(key) = seen.header("sec-websocket-key").filter(|_| seen.header("upgrade") == Some("websocket")) else {
             return typed(400, "text/plain", "No WebSocket UPGRADE hdr");
         };
+        if self.refused.load(Ordering::SeqCst) {
+            return typed(503, "text/plain", "");
+        }
         let proof = digest(&SHA1_FOR_LEGACY_USE_ONLY, format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11").as_bytes());
         let client = seen.query("clientId").filter(|id| !id.is_empty());
         let client = client.unwrap_or_else(|| Uuid::new_v4().simple().to_string());

@@ -60,7 +60,9 @@ async fn each_answer_to_a_submit_is_what_it_says() {
         let before = lab.accepted().len();
         lab.then(None, Play::succeeds().with_answer(answer.clone()));
         let got = async { buy(&http, &lab, "sub_x").await?.bytes().await };
-        let got = tokio::time::timeout(Duration::from_millis(300), got).await;
+        // What comes, comes; only silence is not waited for.
+        let patience = Duration::from_millis(if answer == Answer::Hangs { 300 } else { 20_000 });
+        let got = tokio::time::timeout(patience, got).await;
         match answer {
             Answer::Hangs => assert!(got.is_err()),
             Answer::Resets | Answer::BreaksOff => assert!(got.unwrap().is_err()),
@@ -91,4 +93,49 @@ async fn an_outage_is_one_and_ends() {
     lab.outage(None).await;
     assert_eq!(buy(&http, &lab, "sub_2").await.unwrap().status(), 201);
     assert_eq!(lab.accepted().len(), 2);
+}
+
+#[tokio::test]
+async fn what_is_bought_twice_is_told() {
+    let lab = Lab::start(lab::replicate()).await;
+    let http = http();
+    for submission in ["sub_a", "sub_b", "sub_c", "sub_b", "sub_b"] {
+        buy(&http, &lab, submission).await.unwrap();
+    }
+    assert_eq!(lab.doubles(), [SubmissionId::from_remote("sub_b")]);
+}
+
+/// The server, ended when it is dropped.
+struct Server(std::process::Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_server_says_where_each_remote_is_and_refuses_what_it_does_not_know() {
+    use std::io::BufRead;
+    use std::process::{Command, Stdio};
+    let server = || Command::new(env!("CARGO_BIN_EXE_provider-lab"));
+    let mut child = server().args(["replicate", "fal", "--seconds", "0"]).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let server_runs = Server(child);
+    let said: Vec<String> = lines.take(2).map(Result::unwrap).collect();
+    let words: Vec<&str> = said[0].split(' ').collect();
+    assert_eq!((words[0], words[2], said[1].starts_with("fal: http://127.0.0.1:")), ("replicate:", "key", true));
+    let url = format!("{}/models/google/veo-3-fast/predictions", words[1]);
+    let post = http().post(url).bearer_auth(words[3]).body(json!({ "input": { "prompt": "a tram" } }).to_string());
+    let run: Value = serde_json::from_slice(&post.send().await.unwrap().bytes().await.unwrap()).unwrap();
+    let get = http().get(run["urls"]["get"].as_str().unwrap()).bearer_auth(words[3]);
+    let end: Value = serde_json::from_slice(&get.send().await.unwrap().bytes().await.unwrap()).unwrap();
+    assert_eq!(end["status"], "succeeded");
+    let taken = format!("replicate={}", words[1].trim_end_matches("/v1").rsplit(':').next().unwrap());
+    for wrong in [&["nobody"][..], &[], &["replicate=x"], &["replicate", "--faults", "2"], &["--help"], &[&taken]] {
+        let ended = server().args(wrong).output().unwrap();
+        assert_eq!((ended.status.code(), ended.stdout.len()), (Some(2), 0), "{wrong:?}");
+    }
+    drop(server_runs);
 }

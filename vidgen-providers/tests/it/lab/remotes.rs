@@ -218,6 +218,12 @@ async fn replicate_refuses_in_its_own_words() {
         assert_eq!(post(official, json!({ "input": { "prompt": "x" } })).await.0, status);
     }
     assert!(lab.accepted().is_empty());
+    for (deadline, status) in [("4", 422), ("soon", 422), ("5", 201), ("1h30m45s", 201)] {
+        let post =
+            http.post(format!("{}/{official}", lab.base_url())).bearer_auth(lab.key()).header("cancel-after", deadline);
+        let (got, body) = answer(post.body(json!({ "input": { "prompt": "x" } }).to_string())).await;
+        assert_eq!((got, body["deadline"].is_string()), (status, status == 201), "{deadline}");
+    }
     let bad = answer(http.get(format!("{}/account", lab.base_url())).bearer_auth("r8_other")).await;
     assert_eq!((bad.0, &bad.1["title"]), (401, &json!("Unauthenticated")));
     lab.revoke_key();

@@ -110,6 +110,11 @@ async fn a_text_is_spoken_in_the_voice_that_was_asked_for() {
         let end = end(&set.provider, &handle).await;
         assert_eq!((end.usage, end.cost, set.lab.requests().len()), (None, None, 1));
     }
+    let set = set(lab::openai(), Dialect::OpenAi).await;
+    let (handle, seen) = set.recorded(&task("tts-1", speech(None))).await;
+    let body = json!({ "model": "tts-1", "input": PROMPT, "voice": "alloy", "response_format": "mp3" });
+    assert_eq!(seen, sent(SPEECH, JSON, body));
+    assert_eq!(MediaType::sniff(&set.bytes(&handle).await), Some(MediaType::Mp3));
 }
 
 #[tokio::test]
