@@ -16,7 +16,7 @@ use vidgen_providers::comfyui::{ComfyUi, Workflow};
 use vidgen_providers::elevenlabs::ElevenLabs;
 use vidgen_providers::fal::Fal;
 use vidgen_providers::lab::{self, Lab, Play};
-use vidgen_providers::openai::OpenAi;
+use vidgen_providers::openai::{Dialect, OpenAi};
 use vidgen_providers::replicate::Replicate;
 use vidgen_providers::runway::Runway;
 use vidgen_tests::faults::{Crash, Faults, Faulty, Point};
@@ -70,8 +70,9 @@ impl Kind {
             Self::FalCalled => matches!(point, Point::AfterIntent | Point::BeforePost),
             // The speech is on the wire beside the video, whose point it may be.
             Self::ElevenLabs => true,
-            // Without a callback there is nothing of ours in the request; but what is in the spool
-            // when the worker dies is not lost.
+            // The answer is the output: what was not in the spool yet is lost, what was is not.
+            Self::OpenAiImage => lost || matches!(point, Point::BeforeUpload | Point::MidUpload),
+            // Without a callback there is nothing of ours in the request.
             _ => lost,
         }
     }
@@ -96,7 +97,8 @@ impl World {
             Kind::Replicate | Kind::ReplicateCalled => Lab::start(lab::replicate()).await,
             Kind::Fal | Kind::FalCalled => Lab::start(lab::fal()).await,
             Kind::ElevenLabs => Lab::start(lab::elevenlabs()).await,
-            Kind::OpenAiVideo | Kind::OpenAiImage => Lab::start(lab::openai()).await,
+            Kind::OpenAiVideo => Lab::start(lab::vllm_omni()).await,
+            Kind::OpenAiImage => Lab::start(lab::openai()).await,
             Kind::Runway => Lab::start(lab::runway()).await,
             Kind::ComfyUi => Lab::start(lab::comfyui()).await,
             Kind::Cog => Lab::start(lab::cog()).await,
@@ -137,8 +139,10 @@ impl World {
                 pipeline.video(studio.clone()).speech(Faulty::new(voice, faults)).compose(studio)
             }
             Kind::OpenAiVideo => {
-                let openai = OpenAi::builder(key).with_base_url(url).build().unwrap();
-                pipeline.video(Faulty::new(openai, faults))
+                let vllm = OpenAi::builder(key).with_base_url(url).with_dialect(Dialect::VllmOmni).build().unwrap();
+                // Somebody's gateway, which is paid.
+                let route = Faulty::new(vllm, faults).model("Wan-AI/Wan2.2-T2V-A14B-Diffusers");
+                pipeline.video(route.with_price(Price::PerRun(Usd::from_cents(20))))
             }
             Kind::OpenAiImage => {
                 let openai = OpenAi::builder(key).with_base_url(url).build().unwrap();
