@@ -9,7 +9,7 @@
 //! use vidgen_core::ProviderExt;
 //! use vidgen_providers::openai::{Dialect, OpenAi};
 //!
-//! let openai = OpenAi::new("sk-…key")?;
+//! let openai = OpenAi::new("sk-proj-a1b2c3")?;
 //! let image = openai.clone().model("gpt-image-2");
 //! let speech = openai.model("gpt-4o-mini-tts");
 //!
@@ -40,7 +40,7 @@
 //!     size = { name = "size", form = "x" }
 //!     duration = { name = "seconds", form = "text" }
 //! "#)?;
-//! let gateway = OpenAi::builder("sk-…key").with_base_url("https://llm.example/v1").with_dialect(Dialect::LiteLlm);
+//! let gateway = OpenAi::builder("sk-proj-a1b2c3").with_base_url("https://llm.example/v1").with_dialect(Dialect::LiteLlm);
 //! let gateway = gateway.with_model(entry).build()?;
 //! # Ok::<(), vidgen_core::Error>(())
 //! ```
