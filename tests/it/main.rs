@@ -16,6 +16,7 @@ mod crash_sqlite;
 mod hints;
 mod layering;
 mod lease;
+mod outage;
 mod providers;
 mod sim;
 mod standalone;

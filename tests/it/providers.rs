@@ -151,6 +151,12 @@ async fn an_alternative_takes_over_where_the_first_choice_is_away() {
     let video = record["steps"].as_array().unwrap().iter().find(|s| s["step"] == "video").unwrap();
     assert_eq!(video["provider"], "replicate", "{video:#}");
     assert_eq!(video["attempts"][0]["provider"], "fal", "the attempt and its reason are kept");
+    let file = dir.path().join("video.mp4");
+    download(&done["output"]["video_url"], &file).await;
+    let probed = probe(&file);
+    let (picture, length) = (&probed["streams"][0], probed["format"]["duration"].as_str().unwrap());
+    assert_eq!((&picture["width"], &picture["height"]), (&json!(1280), &json!(720)));
+    assert!((length.parse::<f64>().unwrap() - 5.0).abs() < 0.2, "{length}");
     let ready: Value = client().get(format!("{}/ready", server.url)).send().await.unwrap().json().await.unwrap();
     assert_eq!(ready["status"], "ready", "an outage is no fault of our key");
 }
@@ -192,4 +198,52 @@ async fn a_wrong_key_is_named_when_it_is_found_out_and_never_told() {
     let log = std::fs::read_to_string(&log).unwrap();
     assert!(log.contains("refuses"), "the log says so");
     assert!(!log.contains(remotes.fal.key().as_str()) && !ready.to_string().contains(&remotes.fal.key()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_prompts_and_links_of_paid_providers_are_in_no_log_line_even_at_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let remotes = Remotes::start().await;
+    let mut environment = remotes.environment();
+    environment.extend([
+        ("PIPELINE_IMAGE", SDXL.to_owned()),
+        ("PIPELINE_VIDEO", "fal:fal-ai/fast-svd".to_owned()),
+        ("PIPELINE_SPEECH", "elevenlabs".to_owned()),
+        ("CALLBACK_URL", "auto".to_owned()),
+        ("LOG", "trace".to_owned()),
+    ]);
+    let all: Vec<(&str, &str)> = environment.iter().map(|(n, v)| (*n, v.as_str())).collect();
+    let mut command = Server::command(dir.path(), "serve", &all);
+    command.stderr(std::fs::File::create(&log).unwrap());
+    let server = Server::start(command).await;
+    // One that works, one that is refused in the run, one that a remote refuses at once.
+    let asked = json!({ "prompt": "canary-prompt", "script": "canary-script", "negative_prompt": "canary-negative" });
+    finished(&server, &asked).await;
+    for play in [Play::refuses_in_run(), Play::refuses()] {
+        remotes.replicate.then(None, play);
+        let id = generate(&server, &asked).await["job_id"].as_str().unwrap().to_owned();
+        let failed = walk(&server, &id).await.pop().unwrap();
+        assert_eq!(failed["status"], "failed", "{failed:#}");
+        assert!(!failed.to_string().contains("canary"), "{failed:#}");
+    }
+    let callback_urls: Vec<String> = remotes
+        .fal
+        .requests()
+        .iter()
+        .filter_map(|seen| seen.query("fal_webhook"))
+        .filter_map(|url| Some(url.split("signature=").nth(1)?.to_owned()))
+        .collect();
+    assert!(!callback_urls.is_empty(), "no callback URL went out");
+    drop(server);
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert!(log.contains("TRACE") && log.contains("job ended"), "the log is there");
+    let labs = [&remotes.replicate, &remotes.fal, &remotes.elevenlabs];
+    let mut secrets: Vec<String> = labs.iter().flat_map(|lab| lab.secrets()).chain(callback_urls).collect();
+    secrets.extend(["canary-prompt", "canary-script", "canary-negative"].map(str::to_owned));
+    assert!(secrets.iter().all(|secret| secret.len() > 6), "{secrets:?}");
+    for secret in secrets {
+        let line = log.lines().find(|line| line.contains(&secret));
+        assert!(line.is_none(), "{line:?}");
+    }
 }
