@@ -33,7 +33,7 @@ lint() { cargo clippy --locked "$@" -- -D warnings; }
 lint --workspace --all-targets --all-features
 # Each feature alone, and none: what a host may choose must build.
 for features in "" net conformance; do lint -q -p vidgen-core --no-default-features --features "$features"; done
-for features in "" local cog; do lint -q -p vidgen-providers --no-default-features --features "$features"; done
+for features in "" local replicate fal elevenlabs openai comfyui cog runway lab; do lint -q -p vidgen-providers --no-default-features --features "$features"; done
 for features in "" sqlite object fs; do lint -q -p vidgen-store --no-default-features --features "$features"; done
 
 step "docs"
