@@ -148,6 +148,11 @@ async fn a_crash_around_the_submit_to_a_provider_that_cannot_look_up_is_never_a_
             worker.shutdown().await;
             let job = world.job(id).await;
             let label = format!("{point:?} #{visit}");
+            if visit > 3 {
+                // Compose and thumbnail cost nothing: what is lost of them is made again.
+                assert_eq!((job.state, job.held), (JobState::Completed, Usd::ZERO), "{label}: {:?}", job.failure);
+                continue;
+            }
             let doubt = job.steps.iter().find(|s| matches!(s.state, StepState::InDoubt { .. })).expect(&label);
             let lost = &doubt.open_submission().unwrap().id;
             assert_eq!(job.failure.unwrap().code, "outcome_unknown", "{label}");

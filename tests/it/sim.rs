@@ -394,6 +394,12 @@ async fn schedule(seed: u64, sum: &Mutex<Sum>) {
     for id in &ids {
         let job = world.queue.get(&TenantId::single(), *id).await.unwrap();
         wrong.extend(sum.lock().unwrap().count(&job, of));
+        for step in job.steps.iter().filter(|s| matches!(s.state, StepState::InDoubt { .. }) && job.crashes < 3) {
+            let id = &step.open_submission().unwrap().id;
+            if Spool::new(Arc::new(world.store.clone()), id).unwrap().kept().await.unwrap().is_some() {
+                wrong.push(format!("the answer to {id} lies in the spool, and it is in doubt"));
+            }
+        }
         let lost = job.steps.iter().flat_map(|s| &s.attempts).find(|a| a.kind == ErrorKind::Protocol);
         if let Some(lost) = lost.filter(|_| !world.cast.forgets) {
             wrong.push(format!("{} is taken for paid and lost, and its remote knows it", lost.submission));
