@@ -19,14 +19,15 @@ use crate::clock::{later, until};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{Failure, Job, JobOutput, JobState, StepId, StepRecord, StepState};
 use crate::money::{CostEntry, Usd};
+use crate::pipeline::evidence::Evidence;
 use crate::pipeline::follow::Polling;
 use crate::pipeline::places::Place;
 use crate::pipeline::progress::progress;
-use crate::pipeline::route::{Asked, backoff, is_put_off};
+use crate::pipeline::route::{backoff, is_put_off};
 use crate::pipeline::step::{self, Means, Next};
 use crate::pipeline::task::{length_of, media_of};
 use crate::pipeline::{OnUnknown, PlannedStep, Route};
-use crate::provider::{Handle, Resubmit, Spool, Submission};
+use crate::provider::{Resubmit, Submission};
 use crate::queue::{Ack, Checkpoint, Claim, Claimed, Fenced, JobEnd, MAX_CRASHES, Release, Settlement, Witness};
 use crate::vidgen::Inner;
 
@@ -40,15 +41,9 @@ const MAX_JOB_ATTEMPTS: u32 = 30;
 /// A wait that is no longer than this is not worth handing the job back for.
 const SHORT_WAIT: Duration = Duration::from_millis(500);
 
-/// How long a provider may take to answer anything but a submit, which has a time of its own.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
-/// How long a store that is away is left alone before the spool is looked at again.
-const SPOOL_AGAIN: Duration = Duration::from_secs(5);
 /// Who may be told of a lost submission by a callback looks this often whether it was: the hint that
 /// one came may get lost (Q9).
 const LISTEN_AGAIN: Duration = Duration::from_secs(30);
-/// How often a provider is asked whether it knows the run that a callback named.
-const WITNESS_AGAIN: Duration = Duration::from_secs(15);
 
 /// What the worker tells a running job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,16 +78,6 @@ enum Driven {
     Wait(Timestamp),
 }
 
-/// What is known of a lost submission beside what its provider makes of its id.
-enum Evidence {
-    /// Nothing.
-    Nothing,
-    /// It is this run.
-    Of(Handle),
-    /// Whoever knows has to be asked again: nothing is decided for so long.
-    Ask(Duration),
-}
-
 /// Asks the worker whether its lease is fresh enough to spend money on.
 pub(crate) type MaySubmit = Arc<dyn Fn() -> bool + Send + Sync>;
 
@@ -101,7 +86,7 @@ pub(crate) struct Run {
     pub(crate) inner: Arc<Inner>,
     pub(crate) claim: Claim,
     pub(crate) job: Job,
-    signals: watch::Receiver<Signals>,
+    pub(super) signals: watch::Receiver<Signals>,
     pub(super) may_submit: MaySubmit,
     shared: Mutex<Shared>,
 }
@@ -115,7 +100,7 @@ pub(super) struct Shared {
     /// The steps whose open submission this very run sent.
     pub(super) sent: HashSet<StepId>,
     /// What callbacks told, when last it was read.
-    witnesses: Vec<Witness>,
+    pub(super) witnesses: Vec<Witness>,
     /// The places that the open submissions take among a credential's live runs.
     pub(super) places: HashMap<StepId, Place>,
     /// The steps that are about to write an intent.
@@ -339,81 +324,6 @@ impl Run {
         }
     }
 
-    /// What somebody else than the submit's answer tells of a lost submission: a callback, or the
-    /// answer itself, which an earlier process kept.
-    async fn evidence(&self, record: &StepRecord, means: &Means, route: Option<&Route>) -> Result<Evidence, Halt> {
-        let StepState::Intent { submission } = &record.state else { return Ok(Evidence::Nothing) };
-        if means.calls_back {
-            self.hear().await;
-        }
-        if let (Some(handle), Some(route)) = (self.told(submission), route)
-            && handle.provider == submission.provider
-        {
-            match self.verify(record, submission, means, route, handle).await? {
-                Evidence::Nothing => {}
-                evidence => return Ok(evidence),
-            }
-        }
-        if !means.capabilities.as_ref().is_some_and(|c| c.spools) {
-            return Ok(Evidence::Nothing);
-        }
-        let spool = Spool::new(self.inner.store.clone(), &submission.id).map_err(Halt::Fault)?;
-        Ok(match self.ask(spool.kept()).await? {
-            Ok(Some(output)) => Evidence::Of(Handle::spooled(submission.provider.clone(), &submission.id, &output)),
-            Ok(None) => Evidence::Nothing,
-            // Whether it was paid for lies in a store that is away: nothing is decided without it.
-            Err(error) => {
-                tracing::warn!(job = %self.job.id, step = %record.step, %error, "the spool cannot be looked at");
-                Evidence::Ask(SPOOL_AGAIN)
-            }
-        })
-    }
-
-    /// Asks the provider for the run that a callback named. One that it does not know is none: were
-    /// it believed, the step would be paid for and lost, whatever the submission really bought.
-    async fn verify(
-        &self,
-        record: &StepRecord,
-        submission: &Submission,
-        means: &Means,
-        route: &Route,
-        handle: Handle,
-    ) -> Result<Evidence, Halt> {
-        let Some(capabilities) = &means.capabilities else { return Ok(Evidence::Nothing) };
-        let cooling = self.inner.breakers.cooling(&handle.provider, self.inner.clock.monotonic());
-        if !cooling.is_zero() {
-            return Ok(Evidence::Ask(cooling));
-        }
-        let seen = self.ask(route.provider.poll(&handle)).await?;
-        self.heed(&handle.provider, Asked::ToLook, seen.as_ref().map(|_| ()));
-        let Err(error) = seen else { return Ok(Evidence::Of(handle)) };
-        tracing::warn!(job = %self.job.id, step = %record.step, %error, "looking for the run that a callback named");
-        if error.kind() == ErrorKind::NotFound {
-            // The claim is kept meanwhile, so that no number of calls makes a number of looks.
-            self.rest(capabilities.poll_floor).await?;
-            return Ok(Evidence::Nothing);
-        }
-        // Who does not answer is asked again; but not for ever: the callback was signed.
-        if self.now() < step::told_by(submission, capabilities, means, &self.inner.timing) {
-            return Ok(Evidence::Ask(error.retry_after().unwrap_or(WITNESS_AGAIN)));
-        }
-        Ok(Evidence::Of(handle))
-    }
-
-    /// Reads what callbacks told. Asked for whether one is known to have come or not, since the hint
-    /// that it did may get lost (Q9).
-    pub(super) async fn hear(&self) {
-        match self.inner.queue.get(&self.job.tenant, self.job.id).await {
-            Ok(job) => self.lock().witnesses = job.witnesses,
-            Err(error) => tracing::warn!(job = %self.job.id, %error, "reading what callbacks told"),
-        }
-    }
-
-    /// What callbacks told of an open submission.
-    pub(super) fn told(&self, submission: &Submission) -> Option<Handle> {
-        self.lock().witnesses.iter().find(|w| w.submission == submission.id).map(|w| w.handle.clone())
-    }
-
     /// Writes a record and its cost, for as long as it takes and the claim is ours.
     pub(crate) async fn checkpoint(&self, record: StepRecord, cost: Option<CostEntry>) -> Result<Ack, Halt> {
         self.write(record, cost, Duration::ZERO).await
@@ -587,72 +497,6 @@ impl Run {
                 },
             }
         }
-    }
-
-    /// Waits, unless the worker stops or the claim is lost; returns early on any signal.
-    pub(crate) async fn pause(&self, duration: Duration) -> Result<(), Halt> {
-        let mut signals = self.signals.clone();
-        signals.mark_unchanged();
-        self.check()?;
-        tokio::select! {
-            () = self.inner.clock.sleep(duration) => {}
-            changed = signals.changed() => {
-                // The worker is gone: so is the claim.
-                changed.map_err(|_| Halt::Lost)?;
-            }
-        }
-        self.check()
-    }
-
-    /// Waits for all of `duration`, whoever calls meanwhile, unless the worker stops or the claim is lost.
-    pub(super) async fn rest(&self, duration: Duration) -> Result<(), Halt> {
-        tokio::select! {
-            () = self.inner.clock.sleep(duration) => Ok(()),
-            halt = self.halted() => Err(halt),
-        }
-    }
-
-    /// Asks a provider, which may not answer at all, and not for longer than the claim is ours.
-    pub(super) async fn ask<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<Result<T>, Halt> {
-        tokio::select! {
-            answer = self.answered(answer) => Ok(answer),
-            halt = self.halted() => Err(halt),
-        }
-    }
-
-    /// The answer, or an error if there is none in time.
-    pub(super) async fn answered<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::select! {
-            answer = answer => answer,
-            () = self.inner.clock.sleep(ANSWER_WITHIN) => {
-                Err(Error::new(ErrorKind::Unavailable, "pipeline", "the provider did not answer in time"))
-            }
-        }
-    }
-
-    /// Returns when the worker stops or the claim is lost.
-    pub(crate) async fn halted(&self) -> Halt {
-        let mut signals = self.signals.clone();
-        match signals.wait_for(|s| s.stop || s.lost).await {
-            Ok(signals) if !signals.lost => Halt::Stopped,
-            _ => Halt::Lost,
-        }
-    }
-
-    pub(super) fn check(&self) -> Result<(), Halt> {
-        let signals = *self.signals.borrow();
-        if signals.lost {
-            Err(Halt::Lost)
-        } else if signals.stop {
-            Err(Halt::Stopped)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// How many calls of providers this run was told of.
-    pub(super) fn calls(&self) -> u64 {
-        self.signals.borrow().wake
     }
 
     pub(crate) fn canceled(&self) -> bool {
