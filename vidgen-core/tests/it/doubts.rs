@@ -111,6 +111,8 @@ struct Flaky {
     store: MemoryStore,
     heads: Arc<AtomicU32>,
     puts: Arc<AtomicU32>,
+    /// How many of the next reads break off.
+    reads: Arc<AtomicU32>,
 }
 
 fn away(left: &AtomicU32) -> Result<()> {
@@ -127,7 +129,13 @@ impl Store for Flaky {
         self.store.put(key, body).await
     }
     async fn get(&self, key: &MediaKey, range: Option<ByteRange>) -> Result<Media> {
-        self.store.get(key, range).await
+        let mut media = self.store.get(key, range).await?;
+        if let Err(error) = away(&self.reads) {
+            let begun = Bytes::from_static(b"\0\0\0\x18ftypisom\0\0\0\0isom and what follows that");
+            let chunks = [Ok(begun), Err(error)];
+            media.body = Body::new(futures::stream::iter(chunks), media.body.length());
+        }
+        Ok(media)
     }
     async fn head(&self, key: &MediaKey) -> Result<MediaHead> {
         away(&self.heads)?;
@@ -311,6 +319,16 @@ async fn a_copy_that_the_store_does_not_take_is_made_later_from_the_spool() {
     assert_eq!((job.state, accepted(&spooling.voice, StepKind::Video).len()), (JobState::Completed, 1));
     assert_eq!(spooling.spooled(), 0);
     worker.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spool_that_cannot_be_read_for_a_while_is_no_fault_of_the_output() {
+    let spooling = Spooling::new();
+    spooling.store.reads.store(10, Ordering::SeqCst);
+    let world = spooling.process(Dies::Never);
+    let job = world.finish(world.create_in("default").await).await;
+    assert_eq!((job.state, job.cost), (JobState::Completed, Usd::from_cents(50)), "{:?}", job.failure);
+    assert_eq!((spooling.voice.requests().len(), spooling.spooled()), (1, 0));
 }
 
 /// What a remote says of its output is what it says: here, where another tenant's file lies.
