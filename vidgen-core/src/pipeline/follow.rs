@@ -317,6 +317,7 @@ impl<'a> Polling<'a> {
     /// The next poll comes later than this one did, within what the provider and its usual pace
     /// allow; or much later, where a callback will come.
     fn slow_down(&mut self, wish: Option<Duration>) {
+        let wish = self.granted(wish);
         let floor = self.capabilities.poll_floor;
         let net = if self.calls_back { SAFETY_NET } else { Duration::ZERO };
         match wish {
@@ -329,10 +330,15 @@ impl<'a> Polling<'a> {
     /// The next poll comes when the provider says so, else a little later than this one did: it may
     /// be what a callback asked for.
     fn after_error(&mut self, wish: Option<Duration>) {
-        match wish {
+        match self.granted(wish) {
             Some(wish) => self.delay = wish.max(self.capabilities.poll_floor),
             None => self.delay_more(),
         }
+    }
+
+    /// Nobody is waited for longer than a run may take, or its deadline would pass unseen.
+    fn granted(&self, wish: Option<Duration>) -> Option<Duration> {
+        wish.map(|wish| wish.min(self.run.inner.timing.run_deadline))
     }
 
     fn delay_more(&mut self) {
