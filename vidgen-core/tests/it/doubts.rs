@@ -408,3 +408,92 @@ async fn a_doubt_that_a_callback_clears_later_is_retried_and_buys_nothing() {
     assert_eq!((job.state, job.cost, job.held), (JobState::Completed, Usd::from_cents(50), Usd::ZERO));
     assert_eq!((caller.requests().len(), world.usage().await.charged), (1, Usd::from_cents(50)));
 }
+
+/// A queue that tells nobody of a job while its reads are away; it writes all the same.
+#[derive(Clone, Debug)]
+struct Unread {
+    queue: MemoryQueue,
+    reads: Arc<AtomicU32>,
+}
+
+macro_rules! unread {
+    ($(async fn $name:ident(&self $(, $arg:ident: $ty:ty)*) -> $ret:ty;)*) => {
+        #[async_trait]
+        impl Queue for Unread {
+            async fn get(&self, tenant: &TenantId, id: JobId) -> Result<Job> {
+                away(&self.reads)?;
+                self.queue.get(tenant, id).await
+            }
+            $(async fn $name(&self $(, $arg: $ty)*) -> $ret { self.queue.$name($($arg),*).await })*
+        }
+    };
+}
+unread! {
+    async fn enqueue(&self, new: NewJob) -> Result<Enqueued>;
+    async fn list(&self, tenant: &TenantId, filter: &JobFilter) -> Result<Page<Job>>;
+    async fn cancel(&self, tenant: &TenantId, id: JobId, event: Option<NewEvent>) -> Result<Job>;
+    async fn retry(&self, tenant: &TenantId, id: JobId, hold: Usd, limits: &Limits) -> Result<Job>;
+    async fn resolve(&self, tenant: &TenantId, id: JobId, verdict: Verdict) -> Result<Job>;
+    async fn delete(&self, tenant: &TenantId, id: JobId) -> Result<()>;
+    async fn watch(&self, tenant: &TenantId, id: JobId, after: u64, patience: Duration) -> Result<Job>;
+    async fn usage(&self, tenant: &TenantId, filter: &UsageFilter) -> Result<UsageReport>;
+    async fn stats(&self) -> Result<QueueStats>;
+    async fn pause(&self, paused: bool) -> Result<()>;
+    async fn wake(&self, id: JobId) -> Result<()>;
+    async fn witness(&self, witness: Witness) -> Result<()>;
+    async fn register(&self, name: &str) -> Result<WorkerId>;
+    async fn deregister(&self, worker: WorkerId) -> Result<()>;
+    async fn claim(&self, worker: WorkerId, max: usize) -> Result<ClaimBatch>;
+    async fn heartbeat(&self, worker: WorkerId, held: &[Claim]) -> Result<Beat>;
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Ack>;
+    async fn release(&self, claim: Claim, release: Release) -> Result<Fenced>;
+    async fn settle(&self, settlement: Settlement) -> Result<Fenced>;
+    async fn rescue(&self) -> Result<u64>;
+    async fn expired(&self, retention: &Retention, max: usize) -> Result<Vec<JobId>>;
+    async fn prune(&self, jobs: &[JobId]) -> Result<u64>;
+    async fn ready(&self) -> ();
+    async fn signalled(&self) -> ();
+    async fn claim_deliveries(&self, worker: WorkerId, max: usize) -> Result<DeliveryBatch>;
+    async fn settle_delivery(&self, delivery: &Delivery, outcome: DeliveryOutcome) -> Result<Fenced>;
+    async fn deliveries(&self, tenant: &TenantId, filter: &DeliveryFilter) -> Result<Page<DeliveryRecord>>;
+    async fn redeliver(&self, tenant: &TenantId, event: &EventId) -> Result<()>;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_decided_while_what_callbacks_told_cannot_be_read() {
+    let (caller, studio) = (blind().with_callback(), ScriptedProvider::new("studio"));
+    caller.then(StepKind::Video, Scene::LosesAnswer);
+    // The speech keeps the claim all the while, so that nothing is read with a new one.
+    studio.then(StepKind::Speech, Scene::RunsForever);
+    let clock = clock();
+    let queue = Unread { queue: MemoryQueue::with_clock(clock), reads: Arc::default() };
+    let mut timing = Timing::default();
+    timing.find_patience = Duration::from_secs(600);
+    let pipeline = video_by(route(&caller, OnUnknown::Resubmit)).speech(studio.clone()).compose(studio.clone());
+    let vidgen = Vidgen::builder()
+        .queue(queue.clone())
+        .store(MemoryStore::new())
+        .pipeline(pipeline)
+        .clock(clock)
+        .timing(timing)
+        .callbacks(crate::kit::callbacks())
+        .build()
+        .unwrap();
+    let world =
+        World { vidgen, queue: queue.queue.clone(), notifier: MemoryNotifier::new(), tenant: TenantId::single() };
+    let request = JobRequest::new("a cat in space").with_script("This is a cat");
+    let id = world.vidgen.create(&world.tenant, request, CreateOptions::default()).await.unwrap().job.id;
+    let worker = world.vidgen.worker().spawn();
+    let submission = bought(&caller, StepKind::Video).await;
+    let speech = bought(&studio, StepKind::Speech).await;
+    sleep(Duration::from_secs(10)).await;
+    queue.reads.store(u32::MAX, Ordering::SeqCst);
+    world.call(&caller, &submission).await.unwrap();
+    sleep(Duration::from_secs(1200)).await;
+    assert_eq!(accepted(&caller, StepKind::Video).len(), 1, "the second one would be paid for, too");
+    queue.reads.store(0, Ordering::SeqCst);
+    studio.end(&speech);
+    let job = world.ended(id).await;
+    assert_eq!((job.state, accepted(&caller, StepKind::Video).len()), (JobState::Completed, 1), "{:?}", job.failure);
+    worker.shutdown().await;
+}
