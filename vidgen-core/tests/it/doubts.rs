@@ -459,17 +459,12 @@ unread! {
     async fn redeliver(&self, tenant: &TenantId, event: &EventId) -> Result<()>;
 }
 
-#[tokio::test(start_paused = true)]
-async fn nothing_is_decided_while_what_callbacks_told_cannot_be_read() {
-    let (caller, studio) = (blind().with_callback(), ScriptedProvider::new("studio"));
-    caller.then(StepKind::Video, Scene::LosesAnswer);
-    // The speech keeps the claim all the while, so that nothing is read with a new one.
-    studio.then(StepKind::Speech, Scene::RunsForever);
+/// A world with callbacks, and how many of the next reads of its jobs fail.
+fn unread(pipeline: Pipeline) -> (World, Arc<AtomicU32>) {
     let clock = clock();
     let queue = Unread { queue: MemoryQueue::with_clock(clock), reads: Arc::default() };
     let mut timing = Timing::default();
     timing.find_patience = Duration::from_secs(600);
-    let pipeline = video_by(route(&caller, OnUnknown::Resubmit)).speech(studio.clone()).compose(studio.clone());
     let vidgen = Vidgen::builder()
         .queue(queue.clone())
         .store(MemoryStore::new())
@@ -479,19 +474,47 @@ async fn nothing_is_decided_while_what_callbacks_told_cannot_be_read() {
         .callbacks(crate::kit::callbacks())
         .build()
         .unwrap();
-    let world =
-        World { vidgen, queue: queue.queue.clone(), notifier: MemoryNotifier::new(), tenant: TenantId::single() };
+    (World { vidgen, queue: queue.queue, notifier: MemoryNotifier::new(), tenant: TenantId::single() }, queue.reads)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_cannot_be_read_at_the_deadline_is_not_given_up() {
+    let deaf = blind().without_cancel().with_only_callback();
+    deaf.then(StepKind::Video, Scene::RunsForever);
+    let (world, reads) = unread(video_by(deaf.clone()));
+    let id = world.create_in("default").await;
+    let worker = world.vidgen.worker().spawn();
+    let submission = bought(&deaf, StepKind::Video).await;
+    sleep(Duration::from_secs(3700)).await;
+    reads.store(u32::MAX, Ordering::SeqCst);
+    deaf.end(&submission);
+    world.call(&deaf, &submission).await.unwrap();
+    sleep(Duration::from_secs(600)).await;
+    reads.store(0, Ordering::SeqCst);
+    let job = world.ended(id).await;
+    assert_eq!((job.state, job.cost), (JobState::Completed, Usd::from_cents(50)), "{:?}", job.failure);
+    worker.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_decided_while_what_callbacks_told_cannot_be_read() {
+    let (caller, studio) = (blind().with_callback(), ScriptedProvider::new("studio"));
+    caller.then(StepKind::Video, Scene::LosesAnswer);
+    // The speech keeps the claim all the while, so that nothing is read with a new one.
+    studio.then(StepKind::Speech, Scene::RunsForever);
+    let pipeline = video_by(route(&caller, OnUnknown::Resubmit)).speech(studio.clone()).compose(studio.clone());
+    let (world, reads) = unread(pipeline);
     let request = JobRequest::new("a cat in space").with_script("This is a cat");
     let id = world.vidgen.create(&world.tenant, request, CreateOptions::default()).await.unwrap().job.id;
     let worker = world.vidgen.worker().spawn();
     let submission = bought(&caller, StepKind::Video).await;
     let speech = bought(&studio, StepKind::Speech).await;
     sleep(Duration::from_secs(10)).await;
-    queue.reads.store(u32::MAX, Ordering::SeqCst);
+    reads.store(u32::MAX, Ordering::SeqCst);
     world.call(&caller, &submission).await.unwrap();
     sleep(Duration::from_secs(1200)).await;
     assert_eq!(accepted(&caller, StepKind::Video).len(), 1, "the second one would be paid for, too");
-    queue.reads.store(0, Ordering::SeqCst);
+    reads.store(0, Ordering::SeqCst);
     studio.end(&speech);
     let job = world.ended(id).await;
     assert_eq!((job.state, accepted(&caller, StepKind::Video).len()), (JobState::Completed, 1), "{:?}", job.failure);
