@@ -12,6 +12,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// How long a remote's own words may be when an error quotes them, in characters.
 const MAX_QUOTE: usize = 200;
+/// A remote that wants more has a broken clock: after a day somebody asks again.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 
 /// What went wrong, where, and what to do next.
 ///
@@ -151,10 +153,10 @@ impl Error {
         self
     }
 
-    /// Says how long to wait before the next attempt.
+    /// Says how long to wait before the next attempt: a day at most.
     #[must_use]
     pub fn with_retry_after(mut self, delay: Duration) -> Self {
-        self.0.retry_after = Some(delay);
+        self.0.retry_after = Some(delay.min(LONGEST_WAIT));
         self
     }
 

@@ -42,8 +42,8 @@ const SHORT_WAIT: Duration = Duration::from_millis(500);
 
 /// How long a provider may take to answer anything but a submit, which has a time of its own.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
-/// How long a store that is away is left alone before the spool is looked at again.
-const SPOOL_AGAIN: Duration = Duration::from_secs(5);
+/// How long a store or a queue that is away is left alone before evidence is looked for again.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Who may be told of a lost submission by a callback looks this often whether it was: the hint that
 /// one came may get lost (Q9).
 const LISTEN_AGAIN: Duration = Duration::from_secs(30);
@@ -343,8 +343,9 @@ impl Run {
     /// answer itself, which an earlier process kept.
     async fn evidence(&self, record: &StepRecord, means: &Means, route: Option<&Route>) -> Result<Evidence, Halt> {
         let StepState::Intent { submission } = &record.state else { return Ok(Evidence::Nothing) };
-        if means.calls_back {
-            self.hear().await;
+        if means.calls_back && !self.hear().await && self.told(submission).is_none() {
+            // Whether it was bought may lie in a queue that cannot be read: nothing is decided without.
+            return Ok(Evidence::Ask(LOOK_AGAIN));
         }
         if let (Some(handle), Some(route)) = (self.told(submission), route)
             && handle.provider == submission.provider
@@ -364,7 +365,7 @@ impl Run {
             // Whether it was paid for lies in a store that is away: nothing is decided without it.
             Err(error) => {
                 tracing::warn!(job = %self.job.id, step = %record.step, %error, "the spool cannot be looked at");
-                Evidence::Ask(SPOOL_AGAIN)
+                Evidence::Ask(LOOK_AGAIN)
             }
         })
     }
@@ -400,12 +401,18 @@ impl Run {
         Ok(Evidence::Of(handle))
     }
 
-    /// Reads what callbacks told. Asked for whether one is known to have come or not, since the hint
-    /// that it did may get lost (Q9).
-    pub(super) async fn hear(&self) {
+    /// Reads what callbacks told; false if the queue is away. Asked for whether one is known to have
+    /// come or not, since the hint that it did may get lost (Q9).
+    pub(super) async fn hear(&self) -> bool {
         match self.inner.queue.get(&self.job.tenant, self.job.id).await {
-            Ok(job) => self.lock().witnesses = job.witnesses,
-            Err(error) => tracing::warn!(job = %self.job.id, %error, "reading what callbacks told"),
+            Ok(job) => {
+                self.lock().witnesses = job.witnesses;
+                true
+            }
+            Err(error) => {
+                tracing::warn!(job = %self.job.id, %error, "reading what callbacks told");
+                error.kind() != ErrorKind::Unavailable
+            }
         }
     }
 

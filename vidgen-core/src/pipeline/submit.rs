@@ -238,6 +238,11 @@ impl Run {
             // What was refused says nothing of how the provider is.
             Err(_) => return,
         };
+        // Each image comes from another host: that one of them is down is no reason to keep the
+        // others waiting, or any tenant could stop them all.
+        if self.inner.images.as_ref().is_some_and(|images| images.id() == submission.provider) {
+            return;
+        }
         breakers.record(&submission.provider, &submission.model, fine, now);
     }
 
