@@ -12,6 +12,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// How long a remote's own words may be when an error quotes them, in characters.
 const MAX_QUOTE: usize = 200;
+/// Nobody who is told to come back sooner helps the remote, or himself.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 /// A remote that wants more has a broken clock: after a day somebody asks again.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 
@@ -153,10 +155,11 @@ impl Error {
         self
     }
 
-    /// Says how long to wait before the next attempt: a day at most.
+    /// Says how long to wait before the next attempt: from a second to a day. No wait at all says
+    /// nothing, and whoever asks again takes a pause of his own.
     #[must_use]
     pub fn with_retry_after(mut self, delay: Duration) -> Self {
-        self.0.retry_after = Some(delay.min(LONGEST_WAIT));
+        self.0.retry_after = (!delay.is_zero()).then(|| delay.clamp(SHORTEST_WAIT, LONGEST_WAIT));
         self
     }
 
