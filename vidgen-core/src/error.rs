@@ -155,11 +155,10 @@ impl Error {
         self
     }
 
-    /// Says how long to wait before the next attempt: from a second to a day. No wait at all says
-    /// nothing, and whoever asks again takes a pause of his own.
+    /// Says how long to wait before the next attempt: a day at most.
     #[must_use]
     pub fn with_retry_after(mut self, delay: Duration) -> Self {
-        self.0.retry_after = (!delay.is_zero()).then(|| delay.clamp(SHORTEST_WAIT, LONGEST_WAIT));
+        self.0.retry_after = Some(delay.min(LONGEST_WAIT));
         self
     }
 
@@ -192,6 +191,12 @@ impl Error {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
+    }
+
+    /// How long whoever asks again shall wait: what the remote said, but a second at least. No wait
+    /// at all says nothing, and he takes a pause of his own.
+    pub(crate) fn wait(&self) -> Option<Duration> {
+        self.0.retry_after.filter(|delay| !delay.is_zero()).map(|delay| delay.max(SHORTEST_WAIT))
     }
 
     /// The bad fields of an [`ErrorKind::Invalid`].
