@@ -118,7 +118,7 @@ impl<'a> Polling<'a> {
                 }
                 Err(error) => {
                     tracing::warn!(job = %self.run.job.id, step = %self.planned.step, %error, "poll");
-                    self.after_error(error.retry_after());
+                    self.after_error(error.wait());
                 }
             }
         }

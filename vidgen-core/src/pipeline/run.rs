@@ -396,7 +396,7 @@ impl Run {
         }
         // Who does not answer is asked again; but not for ever: the callback was signed.
         if self.now() < step::told_by(submission, capabilities, means, &self.inner.timing) {
-            return Ok(Evidence::Ask(error.retry_after().unwrap_or(WITNESS_AGAIN)));
+            return Ok(Evidence::Ask(error.wait().unwrap_or(WITNESS_AGAIN)));
         }
         Ok(Evidence::Of(handle))
     }

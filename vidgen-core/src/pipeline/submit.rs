@@ -149,7 +149,7 @@ impl Run {
             };
             let took = run.inner.clock.monotonic().saturating_sub(started);
             run.count(&submission, answer.as_ref().map(|_| ()));
-            let wait = answer.as_ref().err().and_then(Error::retry_after);
+            let wait = answer.as_ref().err().and_then(Error::wait);
             let known = run.write_outcome(&sent, answer, took, request).await?;
             Ok((!known).then(|| wait.unwrap_or_else(|| backoff(1))))
         });
@@ -250,7 +250,7 @@ impl Run {
     /// alone, or refuses our key.
     pub(super) fn heed(&self, provider: &ProviderId, asked: Asked, answer: Result<(), &Error>) {
         let (breakers, clock) = (&self.inner.breakers, &self.inner.clock);
-        match answer.map_err(|e| (e.kind(), e.retry_after())) {
+        match answer.map_err(|e| (e.kind(), e.wait())) {
             Ok(()) => {
                 if breakers.reopened(provider, asked) {
                     tracing::info!(%provider, "the provider takes our key again");

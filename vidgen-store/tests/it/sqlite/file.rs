@@ -80,7 +80,7 @@ async fn a_file_of_the_version_before_witnesses_is_brought_up_to_date_with_its_j
     let submission = submission_id(job.id, StepKind::Video, 1);
     let witness = Witness { job: job.id, submission, handle: Handle::new("acme".into(), "run-1") };
     queue.witness(witness.clone()).await.unwrap();
-    assert_eq!(queue.get(&ann, job.id).await.unwrap().witnesses, [witness.clone()]);
+    assert_eq!(queue.get(&ann, job.id).await.unwrap().witnesses, std::slice::from_ref(&witness));
     drop(queue);
     let again = SqliteQueue::open(&path).await.unwrap();
     assert_eq!(again.get(&ann, job.id).await.unwrap().witnesses, [witness]);
