@@ -224,19 +224,25 @@ pub fn after_submit(
 }
 
 /// The record after a submission was sent again under its key, or `None` if it is still not known
-/// what became of it: that this request bought nothing says nothing of the first one.
+/// what became of it: that this request bought nothing says nothing of the first one. A refusal does,
+/// once the first can no longer arrive (`settled`): had it arrived, its key would be known.
 #[must_use]
 pub fn after_resend(
     record: &StepRecord,
     step: &PlannedStep,
     answer: &Result<Handle, Error>,
+    settled: Timestamp,
     now: Timestamp,
 ) -> Option<StepRecord> {
     match answer {
-        // A remote that knows its keys answers the second request as it answered the first.
-        Err(error) if !matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Refused) => None,
+        Err(error) if !is_refusal(error) || now < settled => None,
         _ => after_submit(record, step, answer, now),
     }
+}
+
+/// Whether the user's request is at fault.
+pub(super) fn is_refusal(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Refused)
 }
 
 /// The record after a lost submission was looked for, or `None` if it must be asked again later.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::clock::later;
+use crate::clock::{later, until};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{Failure, StepId, StepRecord};
 use crate::pipeline::route::{Asked, backoff};
@@ -20,8 +20,8 @@ use crate::provider::{ProviderId, Resubmit, Spool, Submission, SubmitOptions};
 enum Request {
     /// The first one, or one that costs nothing.
     First,
-    /// Another one, under the key of one whose answer was lost.
-    Keyed,
+    /// Another one, under the key of one whose answer was lost and which may arrive until then.
+    Keyed(Timestamp),
 }
 
 /// How often a provider is asked about a lost submission.
@@ -118,7 +118,8 @@ impl Run {
             self.checkpoint(step::doubted(record), None).await?;
             return Ok(None);
         }
-        let request = if free { Request::First } else { Request::Keyed };
+        let settled = step::settled_at(submission, &route.provider.capabilities(), &self.inner.timing);
+        let request = if free { Request::First } else { Request::Keyed(settled) };
         let unknown = self.send(planned.clone(), route, task, request).await?;
         Ok(unknown.map(|wait| later(self.now(), wait)))
     }
@@ -149,7 +150,11 @@ impl Run {
             };
             let took = run.inner.clock.monotonic().saturating_sub(started);
             run.count(&submission, answer.as_ref().map(|_| ()));
-            let wait = answer.as_ref().err().and_then(Error::wait);
+            let wait = match (&answer, request) {
+                // It will be refused again; whether that is the last word shows when all have arrived.
+                (Err(error), Request::Keyed(settled)) if step::is_refusal(error) => Some(until(run.now(), settled)),
+                (answer, _) => answer.as_ref().err().and_then(Error::wait),
+            };
             let known = run.write_outcome(&sent, answer, took, request).await?;
             Ok((!known).then(|| wait.unwrap_or_else(|| backoff(1))))
         });
@@ -178,7 +183,7 @@ impl Run {
         }
         let after = match request {
             Request::First => step::after_submit(&record, planned, &answer, self.now()),
-            Request::Keyed => step::after_resend(&record, planned, &answer, self.now()),
+            Request::Keyed(settled) => step::after_resend(&record, planned, &answer, settled, self.now()),
         };
         match after {
             Some(record) => self.keep(record).await.map(|_| true),

@@ -86,12 +86,17 @@ fn an_intent_found_after_a_crash_is_never_just_sent_again() {
 fn a_resend_that_bought_nothing_leaves_the_first_request_unknown() {
     use ErrorKind::{NotFound, NotSent, OverBudget, RateLimited, Unauthorized, Unavailable, Unsupported};
     for kind in [NotFound, NotSent, OverBudget, RateLimited, Unauthorized, Unavailable, Unsupported] {
-        assert_eq!(after_resend(&open_intent(), &step(), &error(kind), t(1)), None, "{kind:?}");
+        assert_eq!(after_resend(&open_intent(), &step(), &error(kind), t(0), t(1)), None, "{kind:?}");
     }
-    let refused = after_resend(&open_intent(), &step(), &error(ErrorKind::Refused), t(1)).unwrap();
-    assert_eq!(wrong(&refused), "content_refused");
-    let found = after_resend(&open_intent(), &step(), &Ok(handle()), t(1)).unwrap();
+    let found = after_resend(&open_intent(), &step(), &Ok(handle()), t(ABSENT_AT), t(1)).unwrap();
     assert!(matches!(found.state, StepState::Accepted { .. }));
+}
+
+#[test]
+fn a_refused_resend_is_the_last_word_once_the_first_request_can_no_longer_arrive() {
+    let resent = |now| after_resend(&open_intent(), &step(), &error(ErrorKind::Refused), t(ABSENT_AT), now);
+    assert_eq!(resent(t(ABSENT_AT - 1)), None, "the first one may still be accepted");
+    assert_eq!(wrong(&resent(t(ABSENT_AT)).unwrap()), "content_refused");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use vidgen_core::clock::ManualClock;
 use vidgen_core::conformance::queue::start;
 use vidgen_core::conformance::sample;
-use vidgen_core::{BEAT, Fenced, JobEnd, LEASE, Limits, NewJob, Queue, Settlement, Usd};
+use vidgen_core::{BEAT, ClaimBatch, Fenced, JobEnd, LEASE, Limits, NewJob, Queue, Settlement, Usd, WorkerId};
 use vidgen_store::sqlite::SqliteQueue;
 
 use super::{manual_clock, on};
