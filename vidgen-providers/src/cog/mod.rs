@@ -212,7 +212,10 @@ impl Provider for Cog {
             _ => None,
         };
         let image = match image {
-            Some(image) => Some(data_url(image.info.media_type.mime(), &image_bytes(image).await?)),
+            Some(image) => {
+                let bytes = self.client.in_time(image_bytes(image)).await?;
+                Some(data_url(image.info.media_type.mime(), &bytes))
+            }
             None => None,
         };
         let id = options.submission.as_str();
