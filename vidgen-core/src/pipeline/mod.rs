@@ -1,5 +1,7 @@
 //! The recipe: which steps a job has, and who may do each.
 
+mod ending;
+mod evidence;
 mod fetch;
 mod follow;
 pub(crate) mod places;

@@ -17,21 +17,21 @@ use tokio::sync::watch;
 
 use crate::clock::{later, until};
 use crate::error::{Error, ErrorKind, Result};
-use crate::job::{Failure, Job, JobOutput, JobState, StepId, StepRecord, StepState};
+use crate::job::{Failure, Job, StepId, StepRecord, StepState};
 use crate::money::{CostEntry, Usd};
+use crate::pipeline::evidence::Evidence;
 use crate::pipeline::follow::Polling;
 use crate::pipeline::places::Place;
 use crate::pipeline::progress::progress;
-use crate::pipeline::route::{Asked, backoff, is_put_off};
-use crate::pipeline::step::{self, Means, Next};
-use crate::pipeline::task::{length_of, media_of};
-use crate::pipeline::{OnUnknown, PlannedStep, Route};
-use crate::provider::{Handle, Resubmit, Spool, Submission};
-use crate::queue::{Ack, Checkpoint, Claim, Claimed, Fenced, JobEnd, MAX_CRASHES, Release, Settlement, Witness};
+use crate::pipeline::route::{backoff, is_put_off};
+use crate::pipeline::step::{self, Next};
+use crate::pipeline::{PlannedStep, Route};
+use crate::provider::{Resubmit, Submission};
+use crate::queue::{Ack, Checkpoint, Claim, Claimed, Fenced, MAX_CRASHES, Witness};
 use crate::vidgen::Inner;
 
 /// The first and the longest wait before a write is tried again on a queue that is away.
-const WRITE_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+pub(super) const WRITE_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How long the outcome of a submit is kept for a queue that is away, whatever the lease says.
 const OUTCOME_PATIENCE: Duration = Duration::from_secs(600);
 /// How many attempts a job may use up in all. Each route of a step has three, so only a job that
@@ -42,13 +42,9 @@ const SHORT_WAIT: Duration = Duration::from_millis(500);
 
 /// How long a provider may take to answer anything but a submit, which has a time of its own.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
-/// How long a store or a queue that is away is left alone before evidence is looked for again.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Who may be told of a lost submission by a callback looks this often whether it was: the hint that
 /// one came may get lost (Q9).
 const LISTEN_AGAIN: Duration = Duration::from_secs(30);
-/// How often a provider is asked whether it knows the run that a callback named.
-const WITNESS_AGAIN: Duration = Duration::from_secs(15);
 
 /// What the worker tells a running job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,16 +79,6 @@ enum Driven {
     Wait(Timestamp),
 }
 
-/// What is known of a lost submission beside what its provider makes of its id.
-enum Evidence {
-    /// Nothing.
-    Nothing,
-    /// It is this run.
-    Of(Handle),
-    /// Whoever knows has to be asked again: nothing is decided for so long.
-    Ask(Duration),
-}
-
 /// Asks the worker whether its lease is fresh enough to spend money on.
 pub(crate) type MaySubmit = Arc<dyn Fn() -> bool + Send + Sync>;
 
@@ -110,12 +96,12 @@ pub(crate) struct Run {
 pub(super) struct Shared {
     pub(super) records: Vec<StepRecord>,
     fractions: HashMap<StepId, f32>,
-    cost: Usd,
-    cancel: bool,
+    pub(super) cost: Usd,
+    pub(super) cancel: bool,
     /// The steps whose open submission this very run sent.
     pub(super) sent: HashSet<StepId>,
     /// What callbacks told, when last it was read.
-    witnesses: Vec<Witness>,
+    pub(super) witnesses: Vec<Witness>,
     /// The places that the open submissions take among a credential's live runs.
     pub(super) places: HashMap<StepId, Place>,
     /// The steps that are about to write an intent.
@@ -324,103 +310,6 @@ impl Run {
         }
     }
 
-    /// What can be done about the open submission of a step.
-    fn means(&self, planned: &PlannedStep, record: &StepRecord, route: Option<&Route>) -> Means {
-        let capabilities = route.map(|r| r.provider.capabilities());
-        let submission = record.open_submission();
-        let chosen = |s: &Submission| {
-            planned.routes.iter().find(|r| r.provider == s.provider && r.model == s.model).map(|r| r.price)
-        };
-        let price = submission.and_then(chosen);
-        Means {
-            on_unknown: route.zip(price).map_or(OnUnknown::Park, |(route, price)| route.on_unknown(price)),
-            calls_back: self.inner.callbacks.is_some() && capabilities.as_ref().is_some_and(|c| c.callback),
-            capabilities,
-        }
-    }
-
-    /// What somebody else than the submit's answer tells of a lost submission: a callback, or the
-    /// answer itself, which an earlier process kept.
-    async fn evidence(&self, record: &StepRecord, means: &Means, route: Option<&Route>) -> Result<Evidence, Halt> {
-        let StepState::Intent { submission } = &record.state else { return Ok(Evidence::Nothing) };
-        if means.calls_back && !self.hear().await && self.told(submission).is_none() {
-            // Whether it was bought may lie in a queue that cannot be read: nothing is decided without.
-            return Ok(Evidence::Ask(LOOK_AGAIN));
-        }
-        if let (Some(handle), Some(route)) = (self.told(submission), route)
-            && handle.provider == submission.provider
-        {
-            match self.verify(record, submission, means, route, handle).await? {
-                Evidence::Nothing => {}
-                evidence => return Ok(evidence),
-            }
-        }
-        if !means.capabilities.as_ref().is_some_and(|c| c.spools) {
-            return Ok(Evidence::Nothing);
-        }
-        let spool = Spool::new(self.inner.store.clone(), &submission.id).map_err(Halt::Fault)?;
-        Ok(match self.ask(spool.kept()).await? {
-            Ok(Some(output)) => Evidence::Of(Handle::spooled(submission.provider.clone(), &submission.id, &output)),
-            Ok(None) => Evidence::Nothing,
-            // Whether it was paid for lies in a store that is away: nothing is decided without it.
-            Err(error) => {
-                tracing::warn!(job = %self.job.id, step = %record.step, %error, "the spool cannot be looked at");
-                Evidence::Ask(LOOK_AGAIN)
-            }
-        })
-    }
-
-    /// Asks the provider for the run that a callback named. One that it does not know is none: were
-    /// it believed, the step would be paid for and lost, whatever the submission really bought.
-    async fn verify(
-        &self,
-        record: &StepRecord,
-        submission: &Submission,
-        means: &Means,
-        route: &Route,
-        handle: Handle,
-    ) -> Result<Evidence, Halt> {
-        let Some(capabilities) = &means.capabilities else { return Ok(Evidence::Nothing) };
-        let cooling = self.inner.breakers.cooling(&handle.provider, self.inner.clock.monotonic());
-        if !cooling.is_zero() {
-            return Ok(Evidence::Ask(cooling));
-        }
-        let seen = self.ask(route.provider.poll(&handle)).await?;
-        self.heed(&handle.provider, Asked::ToLook, seen.as_ref().map(|_| ()));
-        let Err(error) = seen else { return Ok(Evidence::Of(handle)) };
-        tracing::warn!(job = %self.job.id, step = %record.step, %error, "looking for the run that a callback named");
-        if error.kind() == ErrorKind::NotFound {
-            // The claim is kept meanwhile, so that no number of calls makes a number of looks.
-            self.rest(capabilities.poll_floor).await?;
-            return Ok(Evidence::Nothing);
-        }
-        // Who does not answer is asked again; but not for ever: the callback was signed.
-        if self.now() < step::told_by(submission, capabilities, means, &self.inner.timing) {
-            return Ok(Evidence::Ask(error.wait().unwrap_or(WITNESS_AGAIN)));
-        }
-        Ok(Evidence::Of(handle))
-    }
-
-    /// Reads what callbacks told; false if the queue is away. Asked for whether one is known to have
-    /// come or not, since the hint that it did may get lost (Q9).
-    pub(super) async fn hear(&self) -> bool {
-        match self.inner.queue.get(&self.job.tenant, self.job.id).await {
-            Ok(job) => {
-                self.lock().witnesses = job.witnesses;
-                true
-            }
-            Err(error) => {
-                tracing::warn!(job = %self.job.id, %error, "reading what callbacks told");
-                error.kind() != ErrorKind::Unavailable
-            }
-        }
-    }
-
-    /// What callbacks told of an open submission.
-    pub(super) fn told(&self, submission: &Submission) -> Option<Handle> {
-        self.lock().witnesses.iter().find(|w| w.submission == submission.id).map(|w| w.handle.clone())
-    }
-
     /// Writes a record and its cost, for as long as it takes and the claim is ours.
     pub(crate) async fn checkpoint(&self, record: StepRecord, cost: Option<CostEntry>) -> Result<Ack, Halt> {
         self.write(record, cost, Duration::ZERO).await
@@ -474,7 +363,7 @@ impl Run {
         }
     }
 
-    async fn write_again(&self, error: Error, wait: Duration) -> Result<Duration, Halt> {
+    pub(super) async fn write_again(&self, error: Error, wait: Duration) -> Result<Duration, Halt> {
         if error.kind() != ErrorKind::Unavailable {
             return Err(Halt::Fault(error));
         }
@@ -484,116 +373,6 @@ impl Run {
         tracing::warn!(job = %self.job.id, %error, "the queue is away; the write is kept");
         self.inner.clock.sleep(wait).await;
         Ok((wait * 2).min(WRITE_AGAIN.1))
-    }
-
-    /// Every step that may be done is: ends the job.
-    async fn finish(&self) -> Result<(), Halt> {
-        let (records, canceled) = {
-            let shared = self.lock();
-            (shared.records.clone(), shared.cancel)
-        };
-        let doubt = records.iter().find(|r| matches!(r.state, StepState::InDoubt { .. }));
-        let failed = records.iter().find_map(|r| match &r.state {
-            StepState::Failed { failure } => Some(failure.clone()),
-            _ => None,
-        });
-        let end = if let Some(record) = doubt {
-            let message = format!(
-                "it is not known whether the provider accepted the {}; nothing was charged, and an operator will look",
-                record.step
-            );
-            JobEnd::Failed(Failure::new(ErrorKind::OutcomeUnknown, message).at(record.step))
-        } else if canceled {
-            JobEnd::Canceled
-        } else if let Some(failure) = failed {
-            JobEnd::Failed(failure)
-        } else {
-            match media_of(&records, self.job.plan.final_video()) {
-                Some(video) => JobEnd::Completed(JobOutput {
-                    video: video.clone(),
-                    thumbnail: media_of(&records, StepId::Thumbnail).cloned(),
-                    duration: video.content.duration.unwrap_or_else(|| length_of(&self.job, &records)),
-                }),
-                None => JobEnd::Failed(Failure::new(ErrorKind::Internal, "the plan made no video")),
-            }
-        };
-        self.settle(end, &records).await
-    }
-
-    /// Too many workers died at it, or attempts led nowhere: runs nothing any more. What may have been bought is in doubt.
-    async fn give_up_as_poison(&self) -> Result<(), Halt> {
-        let open: Vec<StepRecord> = self.lock().records.iter().filter(|r| is_open(&r.state)).cloned().collect();
-        for record in open {
-            let Some(submission) = record.open_submission() else { continue };
-            let free = submission.hold == Usd::ZERO;
-            let failure = Failure::coded("poison", "the server failed at it");
-            let record = if free { step::stopped(&record, failure) } else { step::doubted(&record) };
-            self.checkpoint(record, None).await?;
-        }
-        let records = self.lock().records.clone();
-        let message = "the server failed several times at this job, and gave it up";
-        self.settle(JobEnd::Failed(Failure::coded("poison", message)), &records).await
-    }
-
-    async fn settle(&self, end: JobEnd, records: &[StepRecord]) -> Result<(), Halt> {
-        let mut job = self.job.clone();
-        job.cost = self.lock().cost;
-        job.ended_at = Some(self.inner.clock.now());
-        job.steps = records.to_vec();
-        match &end {
-            JobEnd::Completed(output) => {
-                job.state = JobState::Completed;
-                job.progress = 100;
-                job.output = Some(output.clone());
-            }
-            JobEnd::Failed(failure) => {
-                job.state = JobState::Failed;
-                job.failure = Some(failure.clone());
-            }
-            JobEnd::Canceled => job.state = JobState::Canceled,
-        }
-        let keep_hold = records
-            .iter()
-            .filter_map(|r| match &r.state {
-                StepState::InDoubt { submission } => Some(submission.hold),
-                _ => None,
-            })
-            .sum();
-        let mut wait = WRITE_AGAIN.0;
-        // Built once: a settlement that is written again must tell of the same event.
-        let events: Vec<_> = loop {
-            match self.inner.event(&job).await {
-                Ok(event) => break event.into_iter().collect(),
-                Err(error) => wait = self.write_again(error, wait).await?,
-            }
-        };
-        let mut wait = WRITE_AGAIN.0;
-        loop {
-            let settlement = Settlement { claim: self.claim, end: end.clone(), keep_hold, events: events.clone() };
-            match self.inner.queue.settle(settlement).await {
-                Ok(Fenced::Stale) => return Err(Halt::Lost),
-                Ok(_) => {
-                    let code = job.failure.as_ref().map(|f| f.code.as_str());
-                    tracing::info!(job = %job.id, state = job.state.as_str(), code, cost = %job.cost, "job ended");
-                    return Ok(());
-                }
-                Err(error) => wait = self.write_again(error, wait).await?,
-            }
-        }
-    }
-
-    async fn release(&self, delay: Duration, counts: bool) {
-        let mut wait = WRITE_AGAIN.0;
-        loop {
-            match self.inner.queue.release(self.claim, Release { delay, counts }).await {
-                Ok(_) => return,
-                Err(error) => match self.write_again(error, wait).await {
-                    Ok(longer) => wait = longer,
-                    // The lease will end by itself.
-                    Err(_) => return,
-                },
-            }
-        }
     }
 
     /// Waits, unless the worker stops or the claim is lost; returns early on any signal.
@@ -738,7 +517,7 @@ fn ends_the_job(state: &StepState) -> bool {
     matches!(state, StepState::Failed { .. } | StepState::InDoubt { .. })
 }
 
-fn is_open(state: &StepState) -> bool {
+pub(super) fn is_open(state: &StepState) -> bool {
     matches!(state, StepState::Intent { .. } | StepState::Accepted { .. })
 }
 
