@@ -12,6 +12,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// How long a remote's own words may be when an error quotes them, in characters.
 const MAX_QUOTE: usize = 200;
+/// Nobody who is told to come back sooner helps the remote, or himself.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
+/// A remote that wants more has a broken clock: after a day somebody asks again.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 
 /// What went wrong, where, and what to do next.
 ///
@@ -151,10 +155,10 @@ impl Error {
         self
     }
 
-    /// Says how long to wait before the next attempt.
+    /// Says how long to wait before the next attempt: a day at most.
     #[must_use]
     pub fn with_retry_after(mut self, delay: Duration) -> Self {
-        self.0.retry_after = Some(delay);
+        self.0.retry_after = Some(delay.min(LONGEST_WAIT));
         self
     }
 
@@ -187,6 +191,12 @@ impl Error {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
+    }
+
+    /// How long whoever asks again shall wait: what the remote said, but a second at least. No wait
+    /// at all says nothing, and he takes a pause of his own.
+    pub(crate) fn wait(&self) -> Option<Duration> {
+        self.0.retry_after.filter(|delay| !delay.is_zero()).map(|delay| delay.max(SHORTEST_WAIT))
     }
 
     /// The bad fields of an [`ErrorKind::Invalid`].

@@ -40,6 +40,7 @@
 //! anybody's backend can be held to the same numbered rules as ours; with `net` comes the guarded
 //! client for addresses that somebody else chose.
 
+mod builder;
 mod callbacks;
 pub mod clock;
 #[cfg(feature = "conformance")]
@@ -63,6 +64,7 @@ mod tenant;
 mod vidgen;
 mod worker;
 
+pub use builder::VidgenBuilder;
 pub use callbacks::{Callbacks, uploaded_name};
 pub use clock::Clock;
 pub use error::{Error, ErrorKind, FieldError, Result, quote};
@@ -78,5 +80,5 @@ pub use request::*;
 pub use status::*;
 pub use store::*;
 pub use tenant::*;
-pub use vidgen::{CreateOptions, Vidgen, VidgenBuilder};
+pub use vidgen::{CreateOptions, Vidgen};
 pub use worker::{Worker, WorkerBuilder};

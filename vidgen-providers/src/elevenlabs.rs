@@ -46,7 +46,7 @@ use vidgen_core::{
     Snapshot, Spool, Submission, SubmissionId, SubmitOptions, Task, TaskSpec, Usage,
 };
 
-use crate::client::{Auth, Call, Client, ClientBuilder, Refusal, Verdict, shared_settings};
+use crate::client::{Auth, Call, Client, ClientBuilder, Refusal, Verdict, may_be_sound, shared_settings};
 use crate::models::ModelTable;
 
 const ORIGIN: &str = "elevenlabs";
@@ -221,7 +221,7 @@ impl Provider for ElevenLabs {
             }
             answer => answer?,
         };
-        if !answer.header("content-type").is_some_and(is_sound) {
+        if !may_be_sound(answer.header("content-type")) {
             return Err(self.client.lost("the answer is no sound"));
         }
         let usage = answer.header("character-cost").and_then(characters);
@@ -351,10 +351,6 @@ fn is_moderation(word: &str) -> bool {
 /// What tells its own type by its first bytes.
 fn has_a_head(format: &str) -> bool {
     ["mp3_", "wav_", "opus_"].iter().any(|codec| format.starts_with(codec))
-}
-
-fn is_sound(content_type: &str) -> bool {
-    content_type.starts_with("audio/") || content_type.starts_with("application/octet-stream")
 }
 
 fn is_id(text: &str) -> bool {

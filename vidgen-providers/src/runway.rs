@@ -55,7 +55,7 @@ use vidgen_core::{
 };
 
 use crate::client::{
-    Auth, Call, Client, ClientBuilder, Part, Refusal, Verdict, data_url, image_bytes, quotable, shared_settings,
+    Auth, Call, Client, ClientBuilder, Part, Refusal, Verdict, data_url, image_bytes, milli, quotable, shared_settings,
 };
 use crate::models::{ModelEntry, ModelTable};
 
@@ -192,7 +192,7 @@ impl Provider for Runway {
             (endpoint, _) => endpoint,
         };
         let image = match image {
-            Some(image) => Some(self.image(image).await?),
+            Some(image) => Some(self.client.in_time(self.image(image)).await?),
             None => None,
         };
         let mut body = entry.body(&spec, image, &task.extra);
@@ -202,7 +202,7 @@ impl Provider for Runway {
             (ErrorKind::RateLimited, None) => error.with_retry_after(DAILY_WAIT),
             _ => error,
         })?;
-        Ok(Handle::new(self.id.clone(), created.body.id))
+        Ok(Handle::new(self.id.clone(), created.body.id.0))
     }
 
     async fn poll(&self, handle: &Handle) -> Result<Snapshot> {
@@ -323,12 +323,6 @@ fn snapshot(task: wire::Task) -> Snapshot {
     }
 }
 
-/// Thousandths of credits.
-fn milli(credits: f64) -> Option<u64> {
-    // No task takes more than that; beyond it, this is no cost.
-    (0.0..1e9).contains(&credits).then(|| (credits * 1000.0).ceil() as u64)
-}
-
 fn failure(code: &str, reason: Option<&str>) -> RunFailure {
     let kind = if code.starts_with("SAFETY.") || code.contains(".SAFETY.") {
         // What comes after it is a guess of Runway's at the culprit, and not for users.
@@ -362,25 +356,27 @@ mod wire {
 
     use serde::Deserialize;
 
+    use crate::client::{RunId, if_fits};
+
     /// What a create answers: an id, or nobody knows what was bought.
     #[derive(Deserialize)]
     pub(super) struct Created {
-        pub(super) id: String,
+        pub(super) id: RunId,
     }
 
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     pub(super) struct Task {
         pub(super) status: String,
-        #[serde(default)]
+        #[serde(default, deserialize_with = "if_fits")]
         pub(super) progress: Option<f32>,
         #[serde(default)]
         pub(super) output: Option<Vec<String>>,
-        #[serde(default)]
+        #[serde(default, deserialize_with = "if_fits")]
         pub(super) failure: Option<String>,
-        #[serde(default)]
+        #[serde(default, deserialize_with = "if_fits")]
         pub(super) failure_code: Option<String>,
-        #[serde(default)]
+        #[serde(default, deserialize_with = "if_fits")]
         pub(super) cost: Option<Cost>,
     }
 

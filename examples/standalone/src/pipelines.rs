@@ -184,7 +184,7 @@ mod tests {
     }
 
     fn said(recipe: &Recipe) -> String {
-        format!("{:?}", recipe.pipeline(&providers()).unwrap())
+        recipe.pipeline(&providers()).unwrap().to_string()
     }
 
     fn recipe(video: &str) -> Recipe {
@@ -201,13 +201,17 @@ mod tests {
     #[test]
     fn what_is_not_named_is_done_by_whoever_can() {
         let usual = said(&Recipe { name: "default".into(), ..Recipe::default() });
-        assert!(usual.contains("Image") && usual.contains("Compose") && usual.contains("optional: true"), "{usual}");
+        assert_eq!(
+            usual,
+            "default: image by local (scripted/image), video by fal (svd), speech by local (scripted/speech), \
+             compose by local (scripted/compose), thumbnail by local (scripted/thumbnail)"
+        );
     }
 
     #[test]
     fn a_model_that_needs_an_image_gets_one_and_text_to_video_does_not() {
-        assert!(said(&recipe("fal:svd")).contains("kind: Image"));
-        assert!(!said(&recipe("fal:veo")).contains("kind: Image"));
+        assert!(said(&recipe("fal:svd")).contains("image by"));
+        assert!(!said(&recipe("fal:veo")).contains("image by"));
     }
 
     #[test]
@@ -223,7 +227,7 @@ mod tests {
             "[[pipeline]]\nname = \"a\"\nvideo = [\"fal:svd\", \"local\"]\n[[pipeline]]\nname = \"b\"\ncompose = []";
         let recipes = read(text).unwrap();
         assert_eq!(recipes.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
-        assert!(!said(&recipes[1]).contains("kind: Compose") && !said(&recipes[1]).contains("kind: Speech"));
+        assert!(!said(&recipes[1]).contains("compose by") && !said(&recipes[1]).contains("speech by"));
         assert!(read("[[pipeline]]\nname = \"a\"\nvidoe = []").is_err());
     }
 }

@@ -172,6 +172,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_host_that_is_down_is_no_fault_of_everybody_elses_images() {
+        let address = server(b"HTTP/1.1 503 Down\r\ncontent-length: 0\r\n\r\n").await;
+        let vidgen = vidgen(&ScriptedProvider::new("studio"), address);
+        let tenant = TenantId::single();
+        let worker = vidgen.worker().spawn();
+        for _ in 0..6 {
+            let request = JobRequest::new("a cat").with_image_url(format!("http://{address}/cat.png"));
+            let mut job = vidgen.create(&tenant, request, CreateOptions::default()).await.unwrap().job;
+            while job.step(StepKind::Image).is_none_or(|step| step.attempts.is_empty()) {
+                job = vidgen.watch(&tenant, job.id, job.version, Duration::from_secs(60)).await.unwrap();
+            }
+            let route = &job.plan.step(StepKind::Image).unwrap().routes[0];
+            let pause = vidgen.inner.breakers.pause(route, &tenant, vidgen.clock().monotonic());
+            assert_eq!(pause.wait, Duration::ZERO, "another tenant's host may be up");
+        }
+        worker.shutdown().await;
+    }
+
+    #[tokio::test]
     async fn a_private_url_is_refused_when_the_job_is_created() {
         let studio = ScriptedProvider::new("studio");
         let vidgen = vidgen(&studio, "127.0.0.1:1".parse().unwrap());

@@ -1,17 +1,18 @@
-//! What else tells what became of a submission whose answer was lost: a callback, or the spool.
+//! What others tell of a submission whose answer was lost: a callback, or what an earlier process
+//! left in the spool.
 
 use std::time::Duration;
 
 use crate::error::ErrorKind;
 use crate::job::{StepRecord, StepState};
-use crate::pipeline::Route;
 use crate::pipeline::route::Asked;
 use crate::pipeline::run::{Halt, Run};
 use crate::pipeline::step::{self, Means};
+use crate::pipeline::{OnUnknown, PlannedStep, Route};
 use crate::provider::{Handle, Spool, Submission};
 
-/// How long a store that is away is left alone before the spool is looked at again.
-const SPOOL_AGAIN: Duration = Duration::from_secs(5);
+/// How long a store or a queue that is away is left alone before evidence is looked for again.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How often a provider is asked whether it knows the run that a callback named.
 const WITNESS_AGAIN: Duration = Duration::from_secs(15);
 
@@ -26,6 +27,21 @@ pub(super) enum Evidence {
 }
 
 impl Run {
+    /// What can be done about the open submission of a step.
+    pub(super) fn means(&self, planned: &PlannedStep, record: &StepRecord, route: Option<&Route>) -> Means {
+        let capabilities = route.map(|r| r.provider.capabilities());
+        let submission = record.open_submission();
+        let chosen = |s: &Submission| {
+            planned.routes.iter().find(|r| r.provider == s.provider && r.model == s.model).map(|r| r.price)
+        };
+        let price = submission.and_then(chosen);
+        Means {
+            on_unknown: route.zip(price).map_or(OnUnknown::Park, |(route, price)| route.on_unknown(price)),
+            calls_back: self.inner.callbacks.is_some() && capabilities.as_ref().is_some_and(|c| c.callback),
+            capabilities,
+        }
+    }
+
     /// What somebody else than the submit's answer tells of a lost submission: a callback, or the
     /// answer itself, which an earlier process kept.
     pub(super) async fn evidence(
@@ -35,8 +51,9 @@ impl Run {
         route: Option<&Route>,
     ) -> Result<Evidence, Halt> {
         let StepState::Intent { submission } = &record.state else { return Ok(Evidence::Nothing) };
-        if means.calls_back {
-            self.hear().await;
+        if means.calls_back && !self.hear().await && self.told(submission).is_none() {
+            // Whether it was bought may lie in a queue that cannot be read: nothing is decided without.
+            return Ok(Evidence::Ask(LOOK_AGAIN));
         }
         if let (Some(handle), Some(route)) = (self.told(submission), route)
             && handle.provider == submission.provider
@@ -56,7 +73,7 @@ impl Run {
             // Whether it was paid for lies in a store that is away: nothing is decided without it.
             Err(error) => {
                 tracing::warn!(job = %self.job.id, step = %record.step, %error, "the spool cannot be looked at");
-                Evidence::Ask(SPOOL_AGAIN)
+                Evidence::Ask(LOOK_AGAIN)
             }
         })
     }
@@ -85,19 +102,25 @@ impl Run {
             self.rest(capabilities.poll_floor).await?;
             return Ok(Evidence::Nothing);
         }
-        // Who does not answer is asked again; but not for ever: the callback was signed.
-        if self.now() < step::told_by(submission, capabilities, means, &self.inner.timing) {
-            return Ok(Evidence::Ask(error.retry_after().unwrap_or(WITNESS_AGAIN)));
-        }
-        Ok(Evidence::Of(handle))
+        // Who does not answer is asked again, for as long as anybody could still tell. After that it is
+        // in doubt: a run that nobody has seen is never believed.
+        let told_by = step::told_by(submission, capabilities, means, &self.inner.timing);
+        let again = error.wait().unwrap_or(WITNESS_AGAIN);
+        Ok(if self.now() < told_by { Evidence::Ask(again) } else { Evidence::Nothing })
     }
 
-    /// Reads what callbacks told. Asked for whether one is known to have come or not, since the hint
-    /// that it did may get lost (Q9).
-    pub(super) async fn hear(&self) {
+    /// Reads what callbacks told; false if the queue is away. Asked for whether one is known to have
+    /// come or not, since the hint that it did may get lost (Q9).
+    pub(super) async fn hear(&self) -> bool {
         match self.inner.queue.get(&self.job.tenant, self.job.id).await {
-            Ok(job) => self.lock().witnesses = job.witnesses,
-            Err(error) => tracing::warn!(job = %self.job.id, %error, "reading what callbacks told"),
+            Ok(job) => {
+                self.lock().witnesses = job.witnesses;
+                true
+            }
+            Err(error) => {
+                tracing::warn!(job = %self.job.id, %error, "reading what callbacks told");
+                error.kind() != ErrorKind::Unavailable
+            }
         }
     }
 

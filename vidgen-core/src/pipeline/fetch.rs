@@ -44,6 +44,28 @@ pub(crate) async fn fetch(
     store: &dyn Store,
     clock: &Arc<dyn Clock>,
 ) -> Result<MediaInfo, FetchError> {
+    let copied = copy(provider, spool, output, step, stem, store, clock).await;
+    copied.map_err(|failed| match failed {
+        // What lies in the spool is read from our store as well: only a file that is gone or cut
+        // will never be there again.
+        FetchError::Output(e)
+            if output.spooled().is_some() && !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Media) =>
+        {
+            FetchError::Store(e)
+        }
+        other => other,
+    })
+}
+
+async fn copy(
+    provider: &dyn Provider,
+    spool: &Spool,
+    output: &Output,
+    step: StepKind,
+    stem: &str,
+    store: &dyn Store,
+    clock: &Arc<dyn Clock>,
+) -> Result<MediaInfo, FetchError> {
     let opened = async {
         match output.spooled() {
             None => provider.open(output).await.map_err(FetchError::Output),

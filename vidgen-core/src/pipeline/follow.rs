@@ -45,6 +45,8 @@ pub(crate) struct Polling<'a> {
     bad_copies: u32,
     store_failures: u32,
     overran: bool,
+    /// Whether what callbacks told could not be read: then the end may have been told.
+    unread: bool,
 }
 
 impl<'a> Polling<'a> {
@@ -69,6 +71,7 @@ impl<'a> Polling<'a> {
             bad_copies: 0,
             store_failures: 0,
             overran: false,
+            unread: false,
         }
     }
 
@@ -100,7 +103,7 @@ impl<'a> Polling<'a> {
                 Ok(snapshot) => matches!(snapshot.state, RunState::Running),
                 Err(error) => error.kind() != ErrorKind::NotFound && self.looked_long(),
             };
-            if goes_on && self.end_late(&record).await? {
+            if goes_on && !self.unread && self.end_late(&record).await? {
                 continue;
             }
             match snapshot {
@@ -109,12 +112,13 @@ impl<'a> Polling<'a> {
                     // Its end may have been told while it was asked for.
                     match self.news(&record).await {
                         Some(news) => self.run.checkpoint(news, None).await.map(|_| ())?,
+                        None if self.unread => self.after_error(None),
                         None => self.lose(&record, self.run.sent(self.planned.step)).await?,
                     }
                 }
                 Err(error) => {
                     tracing::warn!(job = %self.run.job.id, step = %self.planned.step, %error, "poll");
-                    self.after_error(error.retry_after());
+                    self.after_error(error.wait());
                 }
             }
         }
@@ -140,12 +144,12 @@ impl<'a> Polling<'a> {
     }
 
     /// The record after a callback told more of a run of which nothing else is ever heard.
-    async fn news(&self, record: &StepRecord) -> Option<StepRecord> {
+    async fn news(&mut self, record: &StepRecord) -> Option<StepRecord> {
         if !self.capabilities.only_callback {
             return None;
         }
         // The hint that a call came may get lost: it is looked for with every poll.
-        self.run.hear().await;
+        self.unread = !self.run.hear().await;
         step::after_news(record, &self.run.told(record.open_submission()?)?)
     }
 
@@ -317,6 +321,7 @@ impl<'a> Polling<'a> {
     /// The next poll comes later than this one did, within what the provider and its usual pace
     /// allow; or much later, where a callback will come.
     fn slow_down(&mut self, wish: Option<Duration>) {
+        let wish = self.granted(wish);
         let floor = self.capabilities.poll_floor;
         let net = if self.calls_back { SAFETY_NET } else { Duration::ZERO };
         match wish {
@@ -329,10 +334,15 @@ impl<'a> Polling<'a> {
     /// The next poll comes when the provider says so, else a little later than this one did: it may
     /// be what a callback asked for.
     fn after_error(&mut self, wish: Option<Duration>) {
-        match wish {
+        match self.granted(wish) {
             Some(wish) => self.delay = wish.max(self.capabilities.poll_floor),
             None => self.delay_more(),
         }
+    }
+
+    /// Nobody is waited for longer than a run may take, or its deadline would pass unseen.
+    fn granted(&self, wish: Option<Duration>) -> Option<Duration> {
+        wish.map(|wish| wish.min(self.run.inner.timing.run_deadline))
     }
 
     fn delay_more(&mut self) {

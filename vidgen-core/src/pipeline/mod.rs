@@ -1,5 +1,6 @@
 //! The recipe: which steps a job has, and who may do each.
 
+mod ending;
 mod evidence;
 mod fetch;
 mod follow;
@@ -11,7 +12,6 @@ pub(crate) mod run;
 pub mod step;
 mod submit;
 mod task;
-mod waits;
 
 use std::fmt;
 use std::sync::Arc;

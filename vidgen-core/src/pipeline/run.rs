@@ -17,22 +17,21 @@ use tokio::sync::watch;
 
 use crate::clock::{later, until};
 use crate::error::{Error, ErrorKind, Result};
-use crate::job::{Failure, Job, JobOutput, JobState, StepId, StepRecord, StepState};
+use crate::job::{Failure, Job, StepId, StepRecord, StepState};
 use crate::money::{CostEntry, Usd};
 use crate::pipeline::evidence::Evidence;
 use crate::pipeline::follow::Polling;
 use crate::pipeline::places::Place;
 use crate::pipeline::progress::progress;
 use crate::pipeline::route::{backoff, is_put_off};
-use crate::pipeline::step::{self, Means, Next};
-use crate::pipeline::task::{length_of, media_of};
-use crate::pipeline::{OnUnknown, PlannedStep, Route};
+use crate::pipeline::step::{self, Next};
+use crate::pipeline::{PlannedStep, Route};
 use crate::provider::{Resubmit, Submission};
-use crate::queue::{Ack, Checkpoint, Claim, Claimed, Fenced, JobEnd, MAX_CRASHES, Release, Settlement, Witness};
+use crate::queue::{Ack, Checkpoint, Claim, Claimed, Fenced, MAX_CRASHES, Witness};
 use crate::vidgen::Inner;
 
 /// The first and the longest wait before a write is tried again on a queue that is away.
-const WRITE_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+pub(super) const WRITE_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How long the outcome of a submit is kept for a queue that is away, whatever the lease says.
 const OUTCOME_PATIENCE: Duration = Duration::from_secs(600);
 /// How many attempts a job may use up in all. Each route of a step has three, so only a job that
@@ -41,6 +40,8 @@ const MAX_JOB_ATTEMPTS: u32 = 30;
 /// A wait that is no longer than this is not worth handing the job back for.
 const SHORT_WAIT: Duration = Duration::from_millis(500);
 
+/// How long a provider may take to answer anything but a submit, which has a time of its own.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// Who may be told of a lost submission by a callback looks this often whether it was: the hint that
 /// one came may get lost (Q9).
 const LISTEN_AGAIN: Duration = Duration::from_secs(30);
@@ -86,7 +87,7 @@ pub(crate) struct Run {
     pub(crate) inner: Arc<Inner>,
     pub(crate) claim: Claim,
     pub(crate) job: Job,
-    pub(super) signals: watch::Receiver<Signals>,
+    signals: watch::Receiver<Signals>,
     pub(super) may_submit: MaySubmit,
     shared: Mutex<Shared>,
 }
@@ -95,8 +96,8 @@ pub(crate) struct Run {
 pub(super) struct Shared {
     pub(super) records: Vec<StepRecord>,
     fractions: HashMap<StepId, f32>,
-    cost: Usd,
-    cancel: bool,
+    pub(super) cost: Usd,
+    pub(super) cancel: bool,
     /// The steps whose open submission this very run sent.
     pub(super) sent: HashSet<StepId>,
     /// What callbacks told, when last it was read.
@@ -309,21 +310,6 @@ impl Run {
         }
     }
 
-    /// What can be done about the open submission of a step.
-    fn means(&self, planned: &PlannedStep, record: &StepRecord, route: Option<&Route>) -> Means {
-        let capabilities = route.map(|r| r.provider.capabilities());
-        let submission = record.open_submission();
-        let chosen = |s: &Submission| {
-            planned.routes.iter().find(|r| r.provider == s.provider && r.model == s.model).map(|r| r.price)
-        };
-        let price = submission.and_then(chosen);
-        Means {
-            on_unknown: route.zip(price).map_or(OnUnknown::Park, |(route, price)| route.on_unknown(price)),
-            calls_back: self.inner.callbacks.is_some() && capabilities.as_ref().is_some_and(|c| c.callback),
-            capabilities,
-        }
-    }
-
     /// Writes a record and its cost, for as long as it takes and the claim is ours.
     pub(crate) async fn checkpoint(&self, record: StepRecord, cost: Option<CostEntry>) -> Result<Ack, Halt> {
         self.write(record, cost, Duration::ZERO).await
@@ -377,7 +363,7 @@ impl Run {
         }
     }
 
-    async fn write_again(&self, error: Error, wait: Duration) -> Result<Duration, Halt> {
+    pub(super) async fn write_again(&self, error: Error, wait: Duration) -> Result<Duration, Halt> {
         if error.kind() != ErrorKind::Unavailable {
             return Err(Halt::Fault(error));
         }
@@ -389,114 +375,70 @@ impl Run {
         Ok((wait * 2).min(WRITE_AGAIN.1))
     }
 
-    /// Every step that may be done is: ends the job.
-    async fn finish(&self) -> Result<(), Halt> {
-        let (records, canceled) = {
-            let shared = self.lock();
-            (shared.records.clone(), shared.cancel)
-        };
-        let doubt = records.iter().find(|r| matches!(r.state, StepState::InDoubt { .. }));
-        let failed = records.iter().find_map(|r| match &r.state {
-            StepState::Failed { failure } => Some(failure.clone()),
-            _ => None,
-        });
-        let end = if let Some(record) = doubt {
-            let message = format!(
-                "it is not known whether the provider accepted the {}; nothing was charged, and an operator will look",
-                record.step
-            );
-            JobEnd::Failed(Failure::new(ErrorKind::OutcomeUnknown, message).at(record.step))
-        } else if canceled {
-            JobEnd::Canceled
-        } else if let Some(failure) = failed {
-            JobEnd::Failed(failure)
+    /// Waits, unless the worker stops or the claim is lost; returns early on any signal.
+    pub(crate) async fn pause(&self, duration: Duration) -> Result<(), Halt> {
+        let mut signals = self.signals.clone();
+        signals.mark_unchanged();
+        self.check()?;
+        tokio::select! {
+            () = self.inner.clock.sleep(duration) => {}
+            changed = signals.changed() => {
+                // The worker is gone: so is the claim.
+                changed.map_err(|_| Halt::Lost)?;
+            }
+        }
+        self.check()
+    }
+
+    /// Waits for all of `duration`, whoever calls meanwhile, unless the worker stops or the claim is lost.
+    pub(super) async fn rest(&self, duration: Duration) -> Result<(), Halt> {
+        tokio::select! {
+            () = self.inner.clock.sleep(duration) => Ok(()),
+            halt = self.halted() => Err(halt),
+        }
+    }
+
+    /// Asks a provider, which may not answer at all, and not for longer than the claim is ours.
+    pub(super) async fn ask<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<Result<T>, Halt> {
+        tokio::select! {
+            answer = self.answered(answer) => Ok(answer),
+            halt = self.halted() => Err(halt),
+        }
+    }
+
+    /// The answer, or an error if there is none in time.
+    pub(super) async fn answered<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            answer = answer => answer,
+            () = self.inner.clock.sleep(ANSWER_WITHIN) => {
+                Err(Error::new(ErrorKind::Unavailable, "pipeline", "the provider did not answer in time"))
+            }
+        }
+    }
+
+    /// Returns when the worker stops or the claim is lost.
+    pub(crate) async fn halted(&self) -> Halt {
+        let mut signals = self.signals.clone();
+        match signals.wait_for(|s| s.stop || s.lost).await {
+            Ok(signals) if !signals.lost => Halt::Stopped,
+            _ => Halt::Lost,
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), Halt> {
+        let signals = *self.signals.borrow();
+        if signals.lost {
+            Err(Halt::Lost)
+        } else if signals.stop {
+            Err(Halt::Stopped)
         } else {
-            match media_of(&records, self.job.plan.final_video()) {
-                Some(video) => JobEnd::Completed(JobOutput {
-                    video: video.clone(),
-                    thumbnail: media_of(&records, StepId::Thumbnail).cloned(),
-                    duration: video.content.duration.unwrap_or_else(|| length_of(&self.job, &records)),
-                }),
-                None => JobEnd::Failed(Failure::new(ErrorKind::Internal, "the plan made no video")),
-            }
-        };
-        self.settle(end, &records).await
-    }
-
-    /// Too many workers died at it, or attempts led nowhere: runs nothing any more. What may have been bought is in doubt.
-    async fn give_up_as_poison(&self) -> Result<(), Halt> {
-        let open: Vec<StepRecord> = self.lock().records.iter().filter(|r| is_open(&r.state)).cloned().collect();
-        for record in open {
-            let Some(submission) = record.open_submission() else { continue };
-            let free = submission.hold == Usd::ZERO;
-            let failure = Failure::coded("poison", "the server failed at it");
-            let record = if free { step::stopped(&record, failure) } else { step::doubted(&record) };
-            self.checkpoint(record, None).await?;
-        }
-        let records = self.lock().records.clone();
-        let message = "the server failed several times at this job, and gave it up";
-        self.settle(JobEnd::Failed(Failure::coded("poison", message)), &records).await
-    }
-
-    async fn settle(&self, end: JobEnd, records: &[StepRecord]) -> Result<(), Halt> {
-        let mut job = self.job.clone();
-        job.cost = self.lock().cost;
-        job.ended_at = Some(self.inner.clock.now());
-        job.steps = records.to_vec();
-        match &end {
-            JobEnd::Completed(output) => {
-                job.state = JobState::Completed;
-                job.progress = 100;
-                job.output = Some(output.clone());
-            }
-            JobEnd::Failed(failure) => {
-                job.state = JobState::Failed;
-                job.failure = Some(failure.clone());
-            }
-            JobEnd::Canceled => job.state = JobState::Canceled,
-        }
-        let keep_hold = records
-            .iter()
-            .filter_map(|r| match &r.state {
-                StepState::InDoubt { submission } => Some(submission.hold),
-                _ => None,
-            })
-            .sum();
-        let mut wait = WRITE_AGAIN.0;
-        // Built once: a settlement that is written again must tell of the same event.
-        let events: Vec<_> = loop {
-            match self.inner.event(&job).await {
-                Ok(event) => break event.into_iter().collect(),
-                Err(error) => wait = self.write_again(error, wait).await?,
-            }
-        };
-        let mut wait = WRITE_AGAIN.0;
-        loop {
-            let settlement = Settlement { claim: self.claim, end: end.clone(), keep_hold, events: events.clone() };
-            match self.inner.queue.settle(settlement).await {
-                Ok(Fenced::Stale) => return Err(Halt::Lost),
-                Ok(_) => {
-                    let code = job.failure.as_ref().map(|f| f.code.as_str());
-                    tracing::info!(job = %job.id, state = job.state.as_str(), code, cost = %job.cost, "job ended");
-                    return Ok(());
-                }
-                Err(error) => wait = self.write_again(error, wait).await?,
-            }
+            Ok(())
         }
     }
 
-    async fn release(&self, delay: Duration, counts: bool) {
-        let mut wait = WRITE_AGAIN.0;
-        loop {
-            match self.inner.queue.release(self.claim, Release { delay, counts }).await {
-                Ok(_) => return,
-                Err(error) => match self.write_again(error, wait).await {
-                    Ok(longer) => wait = longer,
-                    // The lease will end by itself.
-                    Err(_) => return,
-                },
-            }
-        }
+    /// How many calls of providers this run was told of.
+    pub(super) fn calls(&self) -> u64 {
+        self.signals.borrow().wake
     }
 
     pub(crate) fn canceled(&self) -> bool {
@@ -575,7 +517,7 @@ fn ends_the_job(state: &StepState) -> bool {
     matches!(state, StepState::Failed { .. } | StepState::InDoubt { .. })
 }
 
-fn is_open(state: &StepState) -> bool {
+pub(super) fn is_open(state: &StepState) -> bool {
     matches!(state, StepState::Intent { .. } | StepState::Accepted { .. })
 }
 

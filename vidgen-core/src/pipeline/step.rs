@@ -205,7 +205,7 @@ pub fn after_submit(
             // Who does not say for how long is asked less and less often, or a long run of another's
             // would use up all the patience there is.
             let limits = record.attempts.iter().rev().take_while(|a| a.kind == ErrorKind::RateLimited).count();
-            let wait = error.retry_after().unwrap_or_else(|| route::backoff(limits + 1));
+            let wait = error.wait().unwrap_or_else(|| route::backoff(limits + 1));
             let record = with_attempt(record, submission, error.kind(), error.message(), None, now);
             Some(aside(record, step, submission, Pause::rate_limit(wait), now))
         }
@@ -217,7 +217,7 @@ pub fn after_submit(
         // These say that nothing was bought (rule P8).
         ErrorKind::NotSent | ErrorKind::Unavailable | ErrorKind::NotFound | ErrorKind::Unsupported => {
             let record = with_attempt(record, submission, error.kind(), error.message(), None, now);
-            Some(again(record, step, submission, error.retry_after(), now))
+            Some(again(record, step, submission, error.wait(), now))
         }
         _ => None,
     }

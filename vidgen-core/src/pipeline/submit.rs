@@ -153,7 +153,7 @@ impl Run {
             let wait = match (&answer, request) {
                 // It will be refused again; whether that is the last word shows when all have arrived.
                 (Err(error), Request::Keyed(settled)) if step::is_refusal(error) => Some(until(run.now(), settled)),
-                (answer, _) => answer.as_ref().err().and_then(Error::retry_after),
+                (answer, _) => answer.as_ref().err().and_then(Error::wait),
             };
             let known = run.write_outcome(&sent, answer, took, request).await?;
             Ok((!known).then(|| wait.unwrap_or_else(|| backoff(1))))
@@ -243,6 +243,11 @@ impl Run {
             // What was refused says nothing of how the provider is.
             Err(_) => return,
         };
+        // Each image comes from another host: that one of them is down is no reason to keep the
+        // others waiting, or any tenant could stop them all.
+        if self.inner.images.as_ref().is_some_and(|images| images.id() == submission.provider) {
+            return;
+        }
         breakers.record(&submission.provider, &submission.model, fine, now);
     }
 
@@ -250,7 +255,7 @@ impl Run {
     /// alone, or refuses our key.
     pub(super) fn heed(&self, provider: &ProviderId, asked: Asked, answer: Result<(), &Error>) {
         let (breakers, clock) = (&self.inner.breakers, &self.inner.clock);
-        match answer.map_err(|e| (e.kind(), e.retry_after())) {
+        match answer.map_err(|e| (e.kind(), e.wait())) {
             Ok(()) => {
                 if breakers.reopened(provider, asked) {
                     tracing::info!(%provider, "the provider takes our key again");

@@ -14,7 +14,8 @@ use crate::provider::{Handle, Output, ProviderId, Snapshot, SubmissionId};
 use crate::store::Store;
 use crate::vidgen::media_prefix;
 
-/// The name of the output of a provider that answers a submit with the bytes themselves.
+/// The name of the output of a provider that answers a submit with the bytes themselves: no hash,
+/// so that no file of a remote's has it, whatever it is named.
 const ANSWER: &str = "answer";
 /// Where the detail of a handle has the media key of an output that lies here.
 const SPOOLED: &str = "spooled";
@@ -54,7 +55,7 @@ impl Spool {
     /// # Errors
     /// What the body or the store raises.
     pub async fn keep(&self, body: Body) -> Result<Output> {
-        self.put(ANSWER, body).await
+        self.write(self.at(ANSWER)?, body).await
     }
 
     /// The answer that an earlier process kept, if it did.
@@ -62,7 +63,7 @@ impl Spool {
     /// # Errors
     /// What the store raises.
     pub async fn kept(&self) -> Result<Option<Output>> {
-        self.find(ANSWER).await
+        self.look(self.at(ANSWER)?).await
     }
 
     /// The output that the provider names `name`, if it was kept.
@@ -70,7 +71,10 @@ impl Spool {
     /// # Errors
     /// What the store raises.
     pub async fn find(&self, name: &str) -> Result<Option<Output>> {
-        let output = self.output(name)?;
+        self.look(self.output(name)?).await
+    }
+
+    async fn look(&self, output: Output) -> Result<Option<Output>> {
         let Some(key) = output.spooled() else { return Ok(None) };
         match self.store.head(key).await {
             Ok(_) => Ok(Some(output)),
@@ -84,7 +88,10 @@ impl Spool {
     /// # Errors
     /// What the body or the store raises.
     pub async fn put(&self, name: &str, body: Body) -> Result<Output> {
-        let output = self.output(name)?;
+        self.write(self.output(name)?, body).await
+    }
+
+    async fn write(&self, output: Output, body: Body) -> Result<Output> {
         if let Some(key) = output.spooled() {
             self.store.put(key, body).await?;
         }
@@ -98,7 +105,11 @@ impl Spool {
     pub fn output(&self, name: &str) -> Result<Output> {
         let digest = digest::digest(&digest::SHA256, name.as_bytes());
         let short: String = hex::encode(digest.as_ref()).chars().take(16).collect();
-        Ok(Output::in_spool(MediaKey::new(format!("{}-{short}.bin", self.stem))?))
+        self.at(&short)
+    }
+
+    fn at(&self, word: &str) -> Result<Output> {
+        Ok(Output::in_spool(MediaKey::new(format!("{}-{word}.bin", self.stem))?))
     }
 
     /// Streams an output that lies here.
@@ -227,6 +238,17 @@ mod tests {
         assert!(matches!(&end.state, RunState::Succeeded(all) if all[0].spooled() == output.spooled()));
         let other = Handle::new("acme".into(), "run").with_spooled_usage(Usage::Characters(27));
         assert!(other.spooled_end().is_none() && other.detail.is_null());
+    }
+
+    #[tokio::test]
+    async fn a_file_is_not_taken_for_the_answer_whatever_its_remote_names_it() {
+        let id = submission_id(JobId::new(), StepKind::Speech, 1);
+        let spool = Spool::new(Arc::new(MemoryStore::new()), &id).unwrap();
+        spool.put("answer", Bytes::from_static(b"uploaded").into()).await.unwrap();
+        assert!(spool.kept().await.unwrap().is_none(), "nobody answered the submit");
+        let answer = spool.keep(Bytes::from_static(b"paid").into()).await.unwrap();
+        spool.put("answer", Bytes::from_static(b"uploaded").into()).await.unwrap();
+        assert_eq!(spool.open(&answer).await.unwrap().read(10).await.unwrap(), "paid");
     }
 
     #[test]

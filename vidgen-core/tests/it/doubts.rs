@@ -111,6 +111,8 @@ struct Flaky {
     store: MemoryStore,
     heads: Arc<AtomicU32>,
     puts: Arc<AtomicU32>,
+    /// How many of the next reads break off.
+    reads: Arc<AtomicU32>,
 }
 
 fn away(left: &AtomicU32) -> Result<()> {
@@ -127,7 +129,13 @@ impl Store for Flaky {
         self.store.put(key, body).await
     }
     async fn get(&self, key: &MediaKey, range: Option<ByteRange>) -> Result<Media> {
-        self.store.get(key, range).await
+        let mut media = self.store.get(key, range).await?;
+        if let Err(error) = away(&self.reads) {
+            let begun = Bytes::from_static(b"\0\0\0\x18ftypisom\0\0\0\0isom and what follows that");
+            let chunks = [Ok(begun), Err(error)];
+            media.body = Body::new(futures::stream::iter(chunks), media.body.length());
+        }
+        Ok(media)
     }
     async fn head(&self, key: &MediaKey) -> Result<MediaHead> {
         away(&self.heads)?;
@@ -313,6 +321,16 @@ async fn a_copy_that_the_store_does_not_take_is_made_later_from_the_spool() {
     worker.shutdown().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_spool_that_cannot_be_read_for_a_while_is_no_fault_of_the_output() {
+    let spooling = Spooling::new();
+    spooling.store.reads.store(10, Ordering::SeqCst);
+    let world = spooling.process(Dies::Never);
+    let job = world.finish(world.create_in("default").await).await;
+    assert_eq!((job.state, job.cost), (JobState::Completed, Usd::from_cents(50)), "{:?}", job.failure);
+    assert_eq!((spooling.voice.requests().len(), spooling.spooled()), (1, 0));
+}
+
 /// What a remote says of its output is what it says: here, where another tenant's file lies.
 #[derive(Clone, Debug)]
 struct Liar {
@@ -389,4 +407,116 @@ async fn a_doubt_that_a_callback_clears_later_is_retried_and_buys_nothing() {
     let job = world.finish(id).await;
     assert_eq!((job.state, job.cost, job.held), (JobState::Completed, Usd::from_cents(50), Usd::ZERO));
     assert_eq!((caller.requests().len(), world.usage().await.charged), (1, Usd::from_cents(50)));
+}
+
+/// A queue that tells nobody of a job while its reads are away; it writes all the same.
+#[derive(Clone, Debug)]
+struct Unread {
+    queue: MemoryQueue,
+    reads: Arc<AtomicU32>,
+}
+
+macro_rules! unread {
+    ($(async fn $name:ident(&self $(, $arg:ident: $ty:ty)*) -> $ret:ty;)*) => {
+        #[async_trait]
+        impl Queue for Unread {
+            async fn get(&self, tenant: &TenantId, id: JobId) -> Result<Job> {
+                away(&self.reads)?;
+                self.queue.get(tenant, id).await
+            }
+            $(async fn $name(&self $(, $arg: $ty)*) -> $ret { self.queue.$name($($arg),*).await })*
+        }
+    };
+}
+unread! {
+    async fn enqueue(&self, new: NewJob) -> Result<Enqueued>;
+    async fn list(&self, tenant: &TenantId, filter: &JobFilter) -> Result<Page<Job>>;
+    async fn cancel(&self, tenant: &TenantId, id: JobId, event: Option<NewEvent>) -> Result<Job>;
+    async fn retry(&self, tenant: &TenantId, id: JobId, hold: Usd, limits: &Limits) -> Result<Job>;
+    async fn resolve(&self, tenant: &TenantId, id: JobId, verdict: Verdict) -> Result<Job>;
+    async fn delete(&self, tenant: &TenantId, id: JobId) -> Result<()>;
+    async fn watch(&self, tenant: &TenantId, id: JobId, after: u64, patience: Duration) -> Result<Job>;
+    async fn usage(&self, tenant: &TenantId, filter: &UsageFilter) -> Result<UsageReport>;
+    async fn stats(&self) -> Result<QueueStats>;
+    async fn pause(&self, paused: bool) -> Result<()>;
+    async fn wake(&self, id: JobId) -> Result<()>;
+    async fn witness(&self, witness: Witness) -> Result<()>;
+    async fn register(&self, name: &str) -> Result<WorkerId>;
+    async fn deregister(&self, worker: WorkerId) -> Result<()>;
+    async fn claim(&self, worker: WorkerId, max: usize) -> Result<ClaimBatch>;
+    async fn heartbeat(&self, worker: WorkerId, held: &[Claim]) -> Result<Beat>;
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Ack>;
+    async fn release(&self, claim: Claim, release: Release) -> Result<Fenced>;
+    async fn settle(&self, settlement: Settlement) -> Result<Fenced>;
+    async fn rescue(&self) -> Result<u64>;
+    async fn expired(&self, retention: &Retention, max: usize) -> Result<Vec<JobId>>;
+    async fn prune(&self, jobs: &[JobId]) -> Result<u64>;
+    async fn ready(&self) -> ();
+    async fn signalled(&self) -> ();
+    async fn claim_deliveries(&self, worker: WorkerId, max: usize) -> Result<DeliveryBatch>;
+    async fn settle_delivery(&self, delivery: &Delivery, outcome: DeliveryOutcome) -> Result<Fenced>;
+    async fn deliveries(&self, tenant: &TenantId, filter: &DeliveryFilter) -> Result<Page<DeliveryRecord>>;
+    async fn redeliver(&self, tenant: &TenantId, event: &EventId) -> Result<()>;
+}
+
+/// A world with callbacks, and how many of the next reads of its jobs fail.
+fn unread(pipeline: Pipeline) -> (World, Arc<AtomicU32>) {
+    let clock = clock();
+    let queue = Unread { queue: MemoryQueue::with_clock(clock), reads: Arc::default() };
+    let mut timing = Timing::default();
+    timing.find_patience = Duration::from_secs(600);
+    let vidgen = Vidgen::builder()
+        .queue(queue.clone())
+        .store(MemoryStore::new())
+        .pipeline(pipeline)
+        .clock(clock)
+        .timing(timing)
+        .callbacks(crate::kit::callbacks())
+        .build()
+        .unwrap();
+    (World { vidgen, queue: queue.queue, notifier: MemoryNotifier::new(), tenant: TenantId::single() }, queue.reads)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_cannot_be_read_at_the_deadline_is_not_given_up() {
+    let deaf = blind().without_cancel().with_only_callback();
+    deaf.then(StepKind::Video, Scene::RunsForever);
+    let (world, reads) = unread(video_by(deaf.clone()));
+    let id = world.create_in("default").await;
+    let worker = world.vidgen.worker().spawn();
+    let submission = bought(&deaf, StepKind::Video).await;
+    sleep(Duration::from_secs(3700)).await;
+    reads.store(u32::MAX, Ordering::SeqCst);
+    deaf.end(&submission);
+    world.call(&deaf, &submission).await.unwrap();
+    sleep(Duration::from_secs(600)).await;
+    reads.store(0, Ordering::SeqCst);
+    let job = world.ended(id).await;
+    assert_eq!((job.state, job.cost), (JobState::Completed, Usd::from_cents(50)), "{:?}", job.failure);
+    worker.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_decided_while_what_callbacks_told_cannot_be_read() {
+    let (caller, studio) = (blind().with_callback(), ScriptedProvider::new("studio"));
+    caller.then(StepKind::Video, Scene::LosesAnswer);
+    // The speech keeps the claim all the while, so that nothing is read with a new one.
+    studio.then(StepKind::Speech, Scene::RunsForever);
+    let pipeline = video_by(route(&caller, OnUnknown::Resubmit)).speech(studio.clone()).compose(studio.clone());
+    let (world, reads) = unread(pipeline);
+    let request = JobRequest::new("a cat in space").with_script("This is a cat");
+    let id = world.vidgen.create(&world.tenant, request, CreateOptions::default()).await.unwrap().job.id;
+    let worker = world.vidgen.worker().spawn();
+    let submission = bought(&caller, StepKind::Video).await;
+    let speech = bought(&studio, StepKind::Speech).await;
+    sleep(Duration::from_secs(10)).await;
+    reads.store(u32::MAX, Ordering::SeqCst);
+    world.call(&caller, &submission).await.unwrap();
+    sleep(Duration::from_secs(1200)).await;
+    assert_eq!(accepted(&caller, StepKind::Video).len(), 1, "the second one would be paid for, too");
+    reads.store(0, Ordering::SeqCst);
+    studio.end(&speech);
+    let job = world.ended(id).await;
+    assert_eq!((job.state, accepted(&caller, StepKind::Video).len()), (JobState::Completed, 1), "{:?}", job.failure);
+    worker.shutdown().await;
 }

@@ -83,6 +83,60 @@ async fn a_rate_limited_look_is_obeyed_to_the_second_by_all_jobs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wait_without_end_buys_nothing_is_no_doubt_and_comes_to_an_end() {
+    let studio = ScriptedProvider::new("studio");
+    let watched = Watched::new(&studio);
+    studio.then(StepKind::Video, Scene::RateLimits(Duration::MAX));
+    let world = world(alone(watched.clone()));
+    let worker = world.vidgen.worker().spawn();
+    let id = world.create_in("default").await;
+    let began = Instant::now();
+    let job = world.completed(&[id]).await.remove(0);
+    assert!(elapsed(began) < 25.0 * 3600.0 && studio.accepted().len() == 1, "{}", elapsed(began));
+    assert_eq!((job.attempts, job.step(StepKind::Video).unwrap().attempts.len()), (0, 1));
+
+    studio.then(StepKind::Video, Scene::RunsForever);
+    let id = world.create_in("default").await;
+    until("it is looked at", async || watched.times(Call::Poll).len() >= 3).await;
+    let limit = Error::new(ErrorKind::Unavailable, "studio", "down").with_retry_after(Duration::MAX);
+    watched.answer_look(limit);
+    let job = world.ended(id).await;
+    assert_eq!((failure(&job), job.crashes, job.attempts), ("timed_out", 0, 0));
+    worker.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_come_back_at_once_still_does_not_ask_without_a_pause() {
+    let caller = crate::kit::caller();
+    let watched = Watched::new(&caller);
+    caller.then(StepKind::Video, Scene::LosesAnswer);
+    let world = crate::kit::calling(alone(watched.clone()));
+    let worker = world.vidgen.worker().spawn();
+    let id = world.create_in("default").await;
+    let submission = bought(&caller, StepKind::Video).await;
+    for _ in 0..30 {
+        // What a front that is overloaded says: come back, and at once.
+        let down = Error::new(ErrorKind::Unavailable, "caller", "down").with_retry_after(Duration::ZERO);
+        watched.answer_look(down);
+    }
+    let began = Instant::now();
+    world.call(&caller, &submission).await.unwrap();
+    world.completed(&[id]).await;
+    assert!(elapsed(began) >= 29.0, "thirty looks within {} s", elapsed(began));
+    worker.shutdown().await;
+
+    let studio = ScriptedProvider::new("studio");
+    for _ in 0..20 {
+        studio.then(StepKind::Video, Scene::RateLimits(Duration::ZERO));
+    }
+    let world = crate::pipeline::world(alone(studio.clone()));
+    let began = Instant::now();
+    let job = world.finish(world.create_in("default").await).await;
+    assert_eq!(job.state, JobState::Completed, "{:?}", job.failure);
+    assert!(elapsed(began) >= 60.0, "twenty requests within {} s", elapsed(began));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_short_rate_limit_is_waited_for_and_a_long_one_fails_over() {
     for (wait, by) in [(8, "first"), (60, "second")] {
         let (first, second) = (ScriptedProvider::new("first"), ScriptedProvider::new("second"));

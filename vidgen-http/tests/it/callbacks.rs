@@ -98,7 +98,7 @@ async fn a_genuine_callback_saves_a_lost_submission_and_a_forged_one_does_not() 
     ] {
         assert_eq!(world.send(Method::POST, &uri, headers, body()).await.0, expected, "{uri}");
     }
-    let (status, _) = world.send(Method::POST, &genuine, signed, "not a run").await;
+    let (status, _) = world.send(Method::POST, &genuine, signed, vec![0xff]).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     let (status, _) = world.send(Method::POST, &genuine, signed, vec![b'x'; 5 << 20]).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);

@@ -27,6 +27,8 @@ const MAX_REFUSAL: usize = 64 * 1024;
 /// All that comes before a submit: an image of 20 MiB over a slow line. A provider's submits may take
 /// so much longer than the answer to the one request that buys.
 pub(super) const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A little less, or the pipeline's patience ends first: then it cannot know that nothing was bought.
+const PREPARE_WITHIN: Duration = Duration::from_secs(28);
 
 /// An answer to a call.
 pub(crate) struct Answer<T> {
@@ -102,10 +104,13 @@ impl Client {
         self.in_time(answered).await
     }
 
-    /// What comes before a submit, within its time.
-    async fn in_time<T>(&self, preparing: impl Future<Output = Result<T>>) -> Result<T> {
-        let late = || self.error(ErrorKind::Unavailable, "the remote takes too long before a submit");
-        tokio::time::timeout(PREPARE_TIMEOUT, preparing).await.unwrap_or_else(|_| Err(late())).map_err(nothing_bought)
+    /// All that comes before a submit, within its time: reading an image and handing it over.
+    ///
+    /// # Errors
+    /// Each kind says that nothing was bought.
+    pub(crate) async fn in_time<T>(&self, preparing: impl Future<Output = Result<T>>) -> Result<T> {
+        let late = || self.error(ErrorKind::Unavailable, "what comes before the submit takes too long");
+        tokio::time::timeout(PREPARE_WITHIN, preparing).await.unwrap_or_else(|_| Err(late())).map_err(nothing_bought)
     }
 
     /// Looks, or stops something, and takes the answer for JSON: asked a few times again where
@@ -144,7 +149,8 @@ impl Client {
             let response = request.send().await.map_err(|e| self.broken(e, Purpose::Prepare))?;
             return match self.taken(response).await {
                 Ok(response) => self.read(response, call, Purpose::Prepare).await,
-                Err(refusal) => Err(self.refused(&refusal, Purpose::Prepare, &call.sent())),
+                // Its signature is what it refuses, or the file: neither our key nor the request.
+                Err(refusal) => Err(self.upload_refused(refusal.status)),
             };
         }
         let (headers, body) = self.encoded(call).await?;
@@ -159,10 +165,13 @@ impl Client {
             _ => return Err(self.error(ErrorKind::Unsupported, "files go to other hosts by POST or PUT only")),
         };
         if !(200..300).contains(&answer.status) {
-            let message = format!("the upload was answered {}", answer.status);
-            return Err(self.error(ErrorKind::Unavailable, message));
+            return Err(self.upload_refused(answer.status));
         }
         Ok(Answer { status: answer.status, headers: HeaderMap::new(), body: answer.body })
+    }
+
+    fn upload_refused(&self, status: u16) -> Error {
+        self.error(ErrorKind::Unavailable, format!("the upload was answered {status}"))
     }
 
     /// The same, where a status that is no 2xx is part of what is asked: that of a model, say,

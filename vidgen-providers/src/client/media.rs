@@ -34,6 +34,15 @@ pub(crate) fn data_url(media_type: &str, bytes: &[u8]) -> String {
     format!("data:{media_type};base64,{}", STANDARD.encode(bytes))
 }
 
+/// Whether an answer may be sound, by what it says of itself. Where that is nothing, the pipeline tells
+/// by its first bytes: it is paid for.
+pub(crate) fn may_be_sound(content_type: Option<&str>) -> bool {
+    let Some(content_type) = content_type else { return true };
+    let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    media_type.starts_with("audio/")
+        || matches!(media_type.as_str(), "" | "application/octet-stream" | "binary/octet-stream")
+}
+
 /// Where every file in an output lies, whatever the output's shape: one, a list, or an object of them.
 /// Those of the step's own kind come first.
 pub(crate) fn files(output: &Value, kind: Option<StepKind>) -> Vec<String> {
@@ -192,9 +201,17 @@ impl Client {
     ///
     /// # Errors
     /// `OutcomeUnknown`, whatever the cause.
-    pub(crate) async fn keep(&self, spool: &Spool, body: Body) -> Result<Output> {
+    pub(crate) async fn keep(&self, spool: &Spool, mut body: Body) -> Result<Output> {
         let length = body.length();
-        let body = Body::new(self.clone().counted(body, DownloadLimits::SPEECH.bytes), length);
+        let first = loop {
+            match body.next().await {
+                Some(Ok(chunk)) if chunk.is_empty() => {}
+                Some(chunk) => break chunk,
+                None => return Err(self.lost("the answer is empty")),
+            }
+        };
+        let whole = stream::once(async { first }).chain(body);
+        let body = Body::new(self.clone().counted(whole, DownloadLimits::SPEECH.bytes), length);
         spool.keep(body).await.map_err(|e| self.lost("the answer could not be kept").with_source(e))
     }
 }

@@ -14,6 +14,7 @@ mod quote;
 mod refusal;
 mod settings;
 mod standard_webhooks;
+mod told;
 #[cfg(feature = "comfyui")]
 mod websocket;
 
@@ -31,11 +32,12 @@ use crate::models::ModelTable;
 
 pub(crate) use call::{Call, Part};
 pub(crate) use exchange::Answer;
-pub(crate) use media::{data_url, files, image_bytes};
+pub(crate) use media::{data_url, files, image_bytes, may_be_sound};
 pub(crate) use quote::{quotable, strings};
 pub(crate) use refusal::{Refusal, Verdict};
 pub(crate) use settings::{Auth, ClientBuilder, shared_settings};
 pub(crate) use standard_webhooks::WebhookSecrets;
+pub(crate) use told::{LONGEST_RUN, RunId, if_fits, milli, predict_time};
 
 /// A client of one API. Clones share connections and key.
 #[derive(Clone)]
@@ -94,6 +96,11 @@ impl Client {
         let credential = self.shared.auth.credential(Some(key))?;
         *self.shared.credential.write().unwrap_or_else(PoisonError::into_inner) = credential;
         Ok(())
+    }
+
+    /// How long the answer to a submit is waited for.
+    pub(crate) fn submit_timeout(&self) -> Duration {
+        self.shared.submit_timeout
     }
 
     /// Where the API is.

@@ -563,3 +563,23 @@ fn nothing_prints_the_key() {
     let said = format!("{builder:?} {client:?} {client:#?} {call:?}");
     assert!(!said.contains("canary") && !said.contains("secret"), "{said}");
 }
+
+#[tokio::test]
+async fn a_link_that_refuses_an_upload_says_nothing_of_the_key() {
+    for status in [302, 400, 401, 402, 403, 404, 422, 500] {
+        let server = Server::start([answer(status, "", "{}")]).await;
+        let call = Call::link(format!("{}/put?signature=s", server.base())).with_method(reqwest::Method::PUT);
+        let error = server.client().upload(call.with_bytes("x")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{status}: {error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_before_a_submit_ends_before_the_pipelines_patience() {
+    let client = builder("http://127.0.0.1:9").build().unwrap();
+    let began = tokio::time::Instant::now();
+    let error = client.in_time(std::future::pending::<Result<()>>()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "nothing was bought");
+    let patience = client.capabilities(&ModelTable::default()).submit_timeout;
+    assert!(began.elapsed() + client.submit_timeout() < patience);
+}

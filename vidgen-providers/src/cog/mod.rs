@@ -47,6 +47,10 @@
 //! step's deadline has passed and a cancel found nothing to end, a free run is run again and a paid one
 //! counted as billed. For that, `GET /health-check` is asked now and then while a run is waited for. (So
 //! containers behind one URL must not take calls before they are set up.)
+//!
+//! A file is uploaded once: if our store is away just then, cog counts the run as failed. And once its
+//! worker has crashed (out of memory, say), a container says 409 until somebody starts it anew: have
+//! its `UNHEALTHY` noticed by whatever runs it.
 
 mod wire;
 
@@ -75,6 +79,8 @@ const ORIGIN: &str = "cog";
 const POLL_FLOOR: Duration = Duration::from_secs(1);
 /// What a container runs at once if nobody says otherwise.
 const SLOTS: usize = 1;
+/// What the server itself says of a run that failed, as far as nothing of the model's can stand in it.
+const OWN_FAULTS: [&str; 2] = ["Worker crashed", "Failed to upload output"];
 /// So many faults of an input are named.
 const MAX_FAULTS: usize = 3;
 
@@ -206,7 +212,10 @@ impl Provider for Cog {
             _ => None,
         };
         let image = match image {
-            Some(image) => Some(data_url(image.info.media_type.mime(), &image_bytes(image).await?)),
+            Some(image) => {
+                let bytes = self.client.in_time(image_bytes(image)).await?;
+                Some(data_url(image.info.media_type.mime(), &bytes))
+            }
             None => None,
         };
         let id = options.submission.as_str();
@@ -367,6 +376,9 @@ fn failure(prediction: &wire::Prediction) -> RunFailure {
     let mut text = text.trim();
     while let Some(rest) = text.strip_prefix("Prediction failed:") {
         text = rest.trim_start();
+    }
+    if let Some(reason) = OWN_FAULTS.iter().find(|fault| text.starts_with(*fault)) {
+        return RunFailure::new(ErrorKind::Unavailable, reason);
     }
     let mut sent = Vec::new();
     strings(&prediction.input, &mut sent);

@@ -15,6 +15,8 @@ fn a_failure_says_why_but_not_what_was_asked() {
         (format!("{twice}ValueError: a red fox jumps: too long"), "the model raised ValueError"),
         (format!("{twice}torch.cuda.OutOfMemoryError: CUDA"), "the model raised torch.cuda.OutOfMemoryError"),
         ("KeyboardInterrupt".into(), "the model raised KeyboardInterrupt"),
+        ("Worker crashed".into(), "Worker crashed"),
+        ("Failed to upload output: upload returned status 503 for https://x/?t=1".into(), "Failed to upload output"),
         ("a red fox jumps".into(), "the model failed"),
         (format!("{twice}a red fox: Error"), "the model failed"),
         (String::new(), "the model failed"),

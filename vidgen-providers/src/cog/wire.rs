@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::client::{if_fits, predict_time};
+
 /// What a callback says.
 #[derive(Deserialize)]
 pub(super) struct Prediction {
@@ -19,14 +21,14 @@ pub(super) struct Prediction {
     pub(super) output: Value,
     #[serde(default)]
     pub(super) error: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "if_fits")]
     pub(super) metrics: Option<Map<String, Value>>,
 }
 
 impl Prediction {
     /// For how long it computed.
     pub(super) fn predict_time(&self) -> Option<Duration> {
-        Duration::try_from_secs_f64(self.metrics.as_ref()?.get("predict_time")?.as_f64()?).ok()
+        predict_time(self.metrics.as_ref())
     }
 }
 

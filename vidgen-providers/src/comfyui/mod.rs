@@ -365,8 +365,14 @@ impl ComfyUi {
 
     /// Takes back a workflow of which the server dropped a part and would run the rest.
     async fn take_back(&self, id: &str, reason: &str) -> Error {
-        if let Err(error) = self.stop(id).await {
-            tracing::warn!(%error, "a workflow that is partly wrong could not be taken back");
+        match self.stop(id).await {
+            Ok(()) => {}
+            // Whatever it was that took it out.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            // It runs, or has run: what it made is to be found under its name.
+            Err(error) => {
+                return self.0.client.lost("a workflow that is partly wrong cannot be taken back").with_source(error);
+            }
         }
         self.error(ErrorKind::Invalid, format!("the server does not take all of the workflow: {reason}"))
     }
@@ -389,7 +395,7 @@ impl Provider for ComfyUi {
         let mut given = Given::new(template, task, submission).ok_or_else(|| unfit("makes images and videos only"))?;
         if let TaskSpec::Video(video) = &task.spec {
             given.image = match (&video.image, template.takes_image) {
-                (Some(image), true) => Some(self.upload(image, submission).await?),
+                (Some(image), true) => Some(self.0.client.in_time(self.upload(image, submission)).await?),
                 (None, true) => return Err(unfit("needs an image to start from")),
                 (Some(_), false) => return Err(unfit("cannot start from an image")),
                 (None, false) => None,
@@ -405,13 +411,14 @@ impl Provider for ComfyUi {
             body.insert("client_id".to_owned(), json!(progress.client_id()));
         }
         let accepted: wire::Accepted = self.0.client.submit(Call::post(["prompt"]).with_json(body)).await?.body;
+        let id = accepted.prompt_id.0;
         if let Some(reason) = wire::node_errors(&accepted.node_errors) {
-            return Err(self.take_back(&accepted.prompt_id, &reason).await);
+            return Err(self.take_back(&id, &reason).await);
         }
         if let Some(progress) = &self.0.progress {
-            progress.watch(&accepted.prompt_id, template.len());
+            progress.watch(&id, template.len());
         }
-        Ok(self.handle(template, accepted.prompt_id))
+        Ok(self.handle(template, id))
     }
 
     async fn poll(&self, handle: &Handle) -> Result<Snapshot> {

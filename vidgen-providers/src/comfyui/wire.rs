@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use url::form_urlencoded;
 use vidgen_core::{ErrorKind, MediaType, Output, RunFailure, Snapshot, StepKind, Usage};
 
-use crate::client::quotable;
+use crate::client::{LONGEST_RUN, RunId, quotable};
 
 /// What a locator of ours begins with. The server's own address is not in it: it may move.
 pub(super) const VIEW: &str = "view?";
@@ -22,7 +22,7 @@ const MAX_NAMED: usize = 3;
 /// The answer to a submit.
 #[derive(Deserialize)]
 pub(super) struct Accepted {
-    pub(super) prompt_id: String,
+    pub(super) prompt_id: RunId,
     #[serde(default)]
     pub(super) node_errors: Value,
 }
@@ -176,7 +176,7 @@ impl Status {
         let at = |data: &Value| data.get("timestamp")?.as_u64();
         let start = at(self.said("execution_start")?)?;
         let end = self.messages.iter().rev().find_map(|message| at(message.get(1)?))?;
-        end.checked_sub(start).map(Duration::from_millis)
+        end.checked_sub(start).map(Duration::from_millis).filter(|time| *time <= LONGEST_RUN)
     }
 }
 

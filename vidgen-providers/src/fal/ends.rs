@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use vidgen_core::{ContentInfo, ErrorKind, MediaType, Output, RunFailure, Snapshot, StepKind, Usage};
 
 use super::wire;
-use crate::client::Refusal;
+use crate::client::{self, Refusal};
 
 /// Longer words are none of fal's.
 const MAX_WORD: usize = 64;
@@ -159,11 +159,7 @@ fn word(text: &str) -> Option<String> {
 
 /// `3.008` → 3008 thousandths, rounded up.
 pub(super) fn milli(units: &str) -> Option<u64> {
-    let units: f64 = units.trim().parse().ok()?;
-    // What is lost in a binary fraction is no thousandth.
-    let milli = (units * 1000.0 - 1e-6).ceil().max(0.0);
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within 2^53, and not negative")]
-    (units >= 0.0 && milli < 9e15).then_some(milli as u64)
+    client::milli(units.trim().parse().ok()?)
 }
 
 /// A run that has ended well.

@@ -83,8 +83,6 @@ const MAX_INLINE: usize = 256 * 1000;
 const LINK_LIFE: Duration = Duration::from_hours(12);
 /// For how long the CDN keeps an image of ours, for the same reason.
 const UPLOAD_LIFE: Duration = Duration::from_hours(24);
-/// Less than what the pipeline's patience has for all that comes before a submit.
-const IMAGE_WITHIN: Duration = Duration::from_secs(28);
 /// The official clients poll ten times a second; for a video, that is no help.
 const POLL_FLOOR: Duration = Duration::from_secs(1);
 /// The files live for a week, but nobody knows where they are when the result is gone. Ours have
@@ -169,11 +167,6 @@ impl Fal {
         let put = Call::link(ticket.upload_url).with_method(Method::PUT);
         self.storage.upload(put.with_header("content-type", media_type.mime()).with_bytes(bytes)).await?;
         Ok(ticket.file_url)
-    }
-
-    async fn image_in_time(&self, image: &MediaInput) -> Result<String> {
-        let late = || self.client.error(ErrorKind::Unavailable, "handing over the image takes too long");
-        tokio::time::timeout(IMAGE_WITHIN, self.image(image)).await.unwrap_or_else(|_| Err(late()))
     }
 
     /// Where fal shall call. It takes https only, and to have the whole submit refused would be a
@@ -385,7 +378,7 @@ impl Provider for Fal {
             _ => None,
         };
         let image = match image {
-            Some(image) => Some(self.image_in_time(image).await?),
+            Some(image) => Some(self.client.in_time(self.image(image)).await?),
             None => None,
         };
         let input = entry.mark(entry.body(&task.spec, image, &task.extra), &options.submission);
@@ -398,9 +391,6 @@ impl Provider for Fal {
             call = call.with_header("x-fal-request-timeout", limit.as_secs().to_string());
         }
         let accepted = self.client.submit::<wire::Accepted>(call).await?.body;
-        if accepted.request_id.is_empty() {
-            return Err(self.client.lost("the answer names no request"));
-        }
         let plain = |link: Option<String>| link.and_then(|link| self.plain_link(&link));
         let links = wire::Links {
             status_url: plain(accepted.links.status_url),
@@ -409,7 +399,7 @@ impl Provider for Fal {
         };
         let detail = wire::Detail { endpoint: Some(endpoint.to_owned()), links };
         let detail = serde_json::to_value(detail).unwrap_or(Value::Null);
-        Ok(Handle::new(self.id.clone(), accepted.request_id).with_detail(detail))
+        Ok(Handle::new(self.id.clone(), accepted.request_id.0).with_detail(detail))
     }
 
     async fn poll(&self, handle: &Handle) -> Result<Snapshot> {

@@ -3,11 +3,13 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::client::{RunId, if_fits};
+
 /// The answer to a submit. Its documentation shows less with a webhook than without; an id is all
 /// that it takes.
 #[derive(Deserialize)]
 pub(super) struct Accepted {
-    pub(super) request_id: String,
+    pub(super) request_id: RunId,
     #[serde(flatten)]
     pub(super) links: Links,
 }
@@ -38,9 +40,9 @@ pub(super) struct Status {
     /// With `COMPLETED`: it is no success.
     #[serde(default)]
     error: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "if_fits")]
     error_type: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "if_fits")]
     metrics: Option<Metrics>,
 }
 

@@ -27,14 +27,16 @@ mod tasks;
 mod voice;
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
+use futures::future::{BoxFuture, FutureExt, MaybeDone, maybe_done};
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use vidgen_core::{
     Body, Callback, Capabilities, Error, ErrorKind, Handle, Lookup, Model, Output, Price, Provider, ProviderId,
@@ -281,7 +283,10 @@ impl Provider for LocalProvider {
         let handle = Handle::new(self.id(), run.id.clone());
         // The task must not keep the provider alive: that its last clone goes is what ends it.
         let Inner { workshop, scratch, slots, lives, stop, .. } = &*self.inner;
-        let shop = (Arc::clone(workshop), Arc::clone(scratch), Arc::clone(slots));
+        let mut turn = Box::pin(maybe_done(Arc::clone(slots).acquire_owned().boxed()));
+        // It stands in line from now on: tasks that are spawned need not begin in that order.
+        let _ = futures::poll!(turn.as_mut());
+        let shop = (Arc::clone(workshop), Arc::clone(scratch), turn);
         tokio::spawn(drive(run, task.spec.clone(), shop, *lives, stop.clone()));
         Ok(handle)
     }
@@ -336,19 +341,23 @@ fn run_of(handle: &Handle) -> Result<Arc<Run>> {
         .ok_or_else(|| Error::new(ErrorKind::NotFound, ORIGIN, "the run is unknown to this process"))
 }
 
+/// A place in the line for a slot, or the slot.
+type Turn = Pin<Box<MaybeDone<BoxFuture<'static, Result<OwnedSemaphorePermit, AcquireError>>>>>;
+
 /// Takes a run from its start until it is forgotten.
 async fn drive(
     run: Arc<Run>,
     task: TaskSpec,
-    (workshop, scratch, slots): (Arc<Workshop>, Arc<Scratch>, Arc<Semaphore>),
+    (workshop, scratch, mut turn): (Arc<Workshop>, Arc<Scratch>, Turn),
     lives: Lives,
     closed: CancellationToken,
 ) {
     let _guard = EndGuard(Arc::clone(&run));
     let mut slot = None;
     let work = async {
-        let lost = |_| Error::internal(ORIGIN, "the provider is closed");
-        slot = Some(slots.acquire_owned().await.map_err(lost)?);
+        turn.as_mut().await;
+        let lost = || Error::internal(ORIGIN, "the provider is closed");
+        slot = Some(turn.as_mut().take_output().and_then(Result::ok).ok_or_else(lost)?);
         let dir = scratch.run_dir()?;
         let made = workshop.perform(&task, &dir, &run).await?;
         let path = dir.file(made.name);

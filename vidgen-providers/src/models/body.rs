@@ -31,7 +31,9 @@ impl ModelEntry {
                 body.word(fields.negative_prompt.as_ref(), task.negative_prompt.clone());
                 body.image(fields.image.as_ref(), image);
                 body.size(fields, task.size);
-                body.length(fields.duration.as_ref(), task.duration);
+                // Frames fill their time at the rate that is asked for, if the model can be asked.
+                let rate = task.fps.filter(|fps| *fps > 0 && fields.fps.is_some());
+                body.length(fields.duration.as_ref(), task.duration, rate);
                 body.number(fields.fps.as_ref(), task.fps.map(u64::from));
                 body.number(fields.seed.as_ref(), task.seed.map(|seed| bounded(fields.seed.as_ref(), seed)));
                 if let Some(audio) = &fields.audio {
@@ -132,7 +134,7 @@ impl Body {
         self.set(&field.name, value);
     }
 
-    fn length(&mut self, field: Option<&Length>, length: Duration) {
+    fn length(&mut self, field: Option<&Length>, length: Duration, rate: Option<u32>) {
         let Some(field) = field else { return };
         let text = length.as_secs_f64().to_string();
         let value = match field.form {
@@ -143,7 +145,8 @@ impl Body {
             LengthForm::Suffixed => json!(format!("{text}s")),
             LengthForm::Milliseconds => json!(u64::try_from(length.as_millis()).unwrap_or(u64::MAX)),
             LengthForm::Frames => {
-                let frames = length.as_millis().saturating_mul(u128::from(field.fps)).saturating_add(500) / 1000;
+                let frames =
+                    length.as_millis().saturating_mul(u128::from(rate.unwrap_or(field.fps))).saturating_add(500) / 1000;
                 json!(u64::try_from(frames).unwrap_or(u64::MAX).saturating_add(u64::from(field.extra)))
             }
         };

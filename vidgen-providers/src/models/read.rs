@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use vidgen_core::{AspectRatio, Error, Lengths, Model, Price, Resolution, Result, StepKind, Usd};
 
+use super::fields::LengthForm;
 use super::{FieldMap, ModelEntry, ModelTable};
 
 /// A micro-dollar has six decimals.
@@ -221,6 +222,9 @@ impl TryFrom<Written> for ModelEntry {
         let fixed = matches!(&lengths, Lengths::OneOf(choices) if choices.len() == 1);
         if kind == StepKind::Video && fields.duration.is_none() && !fixed {
             return bad("has several lengths, but no field carries the length");
+        }
+        if fields.duration.as_ref().is_some_and(|length| length.form == LengthForm::Frames && length.fps == 0) {
+            return bad("counts frames, but at no rate");
         }
         if written.aspect_ratios.len() > 1 && fields.aspect_ratio.is_none() && fields.size.is_none() {
             return bad("has several aspect ratios, but no field carries one");

@@ -255,3 +255,22 @@ fn a_hosts_entry_replaces_the_one_of_its_name_and_kind() {
     assert_eq!(table.entry(StepKind::Image, &id).unwrap().model.price, Price::PerRun(Usd::from_dollars(3)));
     assert!(table.entry(StepKind::Video, &id).is_none());
 }
+
+#[test]
+fn frames_are_counted_at_the_rate_that_is_asked_for() {
+    let entry = |fields: &str| {
+        ModelEntry::from_toml(&format!(
+            "id = \"a\"\nkind = \"video\"\nprice = {{ free = true }}\nfields = {{ {fields} }}"
+        ))
+    };
+    let frames = "duration = { name = \"frames\", form = \"frames\", fps = 16, extra = 1 }";
+    let body = |fields: &str, fps| {
+        let spec = TaskSpec::Video(VideoTask { fps, duration: Duration::from_secs(5), ..video() });
+        entry(fields).unwrap().body(&spec, None, &Map::new())["frames"].clone()
+    };
+    assert_eq!(body(frames, Some(24)), json!(81), "the model has its own rate");
+    let both = format!("{frames}, fps = \"fps\"");
+    assert_eq!((body(&both, Some(24)), body(&both, None)), (json!(121), json!(81)));
+    let error = entry("duration = { name = \"frames\", form = \"frames\" }").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "five seconds would be no frame at all");
+}

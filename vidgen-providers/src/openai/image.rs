@@ -17,6 +17,8 @@ const MAX_ANSWER: usize = 28 * 1024 * 1024;
 const FETCH_AGAIN: usize = 3;
 /// Tokens of prompts cost at most this part of what tokens of pictures cost.
 const INPUT_PART: u64 = 4;
+/// No picture has more tokens; what says so counts something else.
+const MOST_TOKENS: u64 = 1_000_000;
 
 impl OpenAi {
     pub(super) async fn submit_image(&self, fields: Map<String, Value>, options: &SubmitOptions) -> Result<Handle> {
@@ -57,8 +59,10 @@ impl OpenAi {
     }
 }
 
-/// Thousandths of a unit, which is a thousand tokens of pictures.
+/// Thousandths of a unit, which is a thousand tokens of pictures. A gateway that knows of none says 0,
+/// and no picture has that.
 fn units(tokens: &wire::Tokens) -> Option<u64> {
     let prompt = tokens.input_tokens.unwrap_or_default().div_ceil(INPUT_PART);
-    Some(tokens.output_tokens?.saturating_add(prompt))
+    let pictures = tokens.output_tokens.filter(|tokens| *tokens > 0)?;
+    Some(pictures.saturating_add(prompt)).filter(|tokens| *tokens <= MOST_TOKENS)
 }

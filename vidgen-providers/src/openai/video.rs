@@ -25,7 +25,10 @@ impl OpenAi {
     ) -> Result<Handle> {
         let field = entry.image_field();
         let image = match field.zip(image) {
-            Some((field, image)) => Some((field, image.info.media_type, image_bytes(image).await?)),
+            Some((field, image)) => {
+                let bytes = self.client.in_time(image_bytes(image)).await?;
+                Some((field, image.info.media_type, bytes))
+            }
             None => None,
         };
         let call = Call::post(["videos"]);

@@ -11,8 +11,11 @@ use crate::models::ModelEntry;
 /// How far the clocks of our store and of Replicate may differ.
 const SKEW: SignedDuration = SignedDuration::from_mins(2);
 /// How long after its intent a submission may still come in: it is sent within 20 s, answered within
-/// a minute, and may hang in somebody's proxy for another.
+/// a minute, and may hang in somebody's proxy for another. Where the host waits longer for the answer,
+/// it may come in so much later: what is looked for too early in the list is bought again.
 const ARRIVES: SignedDuration = SignedDuration::from_mins(5);
+/// What there is of that beside the wait for the answer.
+const BESIDE: SignedDuration = SignedDuration::from_mins(2);
 /// A hundred predictions each: more than the 600 a minute that an account may create in that time.
 const MAX_PAGES: usize = 60;
 /// How many predictions that do not say whose they are get a look of their own.
@@ -23,9 +26,11 @@ impl Replicate {
         let entry = self.models.entries().iter().find(|entry| *entry.id() == submission.model);
         let mut call = Call::get(["predictions"]);
         if let Some(at) = submission.intent_at {
+            let patient = SignedDuration::try_from(self.client.submit_timeout()).unwrap_or(SignedDuration::MAX);
+            let patient = patient.saturating_add(BESIDE);
             call = call
                 .with_query("created_after", moment(at, -SKEW))
-                .with_query("created_before", moment(at, SKEW + ARRIVES));
+                .with_query("created_before", moment(at, SKEW.saturating_add(ARRIVES.max(patient))));
         }
         let mut nameless = Vec::new();
         for _ in 0..MAX_PAGES {

@@ -52,8 +52,8 @@ use vidgen_core::{
 };
 
 use crate::client::{
-    Auth, Call, Client, ClientBuilder, Part, Refusal, Verdict, WebhookSecrets, data_url, files, image_bytes, quotable,
-    shared_settings, strings,
+    Auth, Call, Client, ClientBuilder, Part, Refusal, Verdict, WebhookSecrets, data_url, files, image_bytes,
+    predict_time, quotable, shared_settings, strings,
 };
 use crate::models::{ModelEntry, ModelTable};
 
@@ -168,8 +168,14 @@ impl Replicate {
         Ok(self.client.ask(Call::get(["predictions", id])).await?.body)
     }
 
-    /// The entry that a prediction is of, if it is one of ours; a deployment's is not told by it.
+    /// The entry that a prediction is of, if it says so: not all of a deployment's do.
     fn entry_of(&self, prediction: &wire::Prediction) -> Option<&ModelEntry> {
+        let deployed = |entry: &&ModelEntry| {
+            entry.endpoint() == "deployment" && prediction.deployment.as_deref() == Some(entry.id().as_str())
+        };
+        if let Some(entry) = self.models.entries().iter().find(deployed) {
+            return Some(entry);
+        }
         let model = prediction.model.as_deref()?;
         let exact = prediction.version.as_ref().map(|version| format!("{model}:{version}"));
         self.models.entries().iter().find(|entry| {
@@ -180,9 +186,9 @@ impl Replicate {
 
     fn snapshot(&self, prediction: &wire::Prediction) -> Snapshot {
         let entry = self.entry_of(prediction);
-        let by_time = entry.is_some_and(|entry| matches!(entry.model().price, Price::PerComputeSecond { .. }));
-        let time = prediction.metrics.as_ref().and_then(|metrics| metrics.get("predict_time")?.as_f64());
-        let usage = time.and_then(|time| Duration::try_from_secs_f64(time).ok()).map(Usage::Compute);
+        // What is not known to cost nothing is not nothing.
+        let by_time = entry.is_none_or(|entry| matches!(entry.model().price, Price::PerComputeSecond { .. }));
+        let usage = predict_time(prediction.metrics.as_ref()).map(Usage::Compute);
         let end = match prediction.status.as_str() {
             "succeeded" => Snapshot::succeeded(outputs(&prediction.output, entry.map(|entry| entry.model().kind))),
             "failed" => {
@@ -221,13 +227,13 @@ impl Provider for Replicate {
             _ => None,
         };
         let image = match image {
-            Some(image) => Some(self.image(image).await?),
+            Some(image) => Some(self.client.in_time(self.image(image)).await?),
             None => None,
         };
         let input = entry.mark(entry.body(&task.spec, image, &task.extra), &options.submission);
         // Without `Prefer: wait`, it answers at once; with it, outputs may come while it still runs.
         let created = self.client.submit::<wire::Created>(self.create(entry, input, options)).await?;
-        Ok(Handle::new(self.id.clone(), created.body.id))
+        Ok(Handle::new(self.id.clone(), created.body.id.0))
     }
 
     async fn poll(&self, handle: &Handle) -> Result<Snapshot> {

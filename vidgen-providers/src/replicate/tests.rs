@@ -91,3 +91,40 @@ fn only_what_computed_is_billed() {
     assert_eq!(look("succeeded", sdxl.0, sdxl.1).usage, usage);
     assert_eq!(look("processing", sdxl.0, sdxl.1).usage, None);
 }
+
+#[test]
+fn a_failed_run_of_a_deployment_is_billed_for_its_time() {
+    let entry = |id: &str, price: &str| {
+        let text = format!("id = {id:?}\nkind = \"image\"\nendpoint = \"deployment\"\nprice = {price}");
+        ModelEntry::from_toml(&text).unwrap()
+    };
+    let replicate = Replicate::builder("r8_1")
+        .with_model(entry("acme/timed", "{ per_compute_second = \"0.001\", at_most = 60 }"))
+        .with_model(entry("acme/flat", "{ per_run = \"0.1\" }"))
+        .build()
+        .unwrap();
+    let billed = |deployment: Value| {
+        let failed = prediction(json!({
+            "id": "p", "status": "failed", "model": "someone/model", "version": "v", "deployment": deployment,
+            "metrics": { "predict_time": 30.0 },
+        }));
+        match replicate.snapshot(&failed).state {
+            vidgen_core::RunState::Failed(failure) => failure.billed,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(billed(json!("acme/timed")));
+    assert!(!billed(json!("acme/flat")));
+    // Whose it is nobody says: what is not known is not nothing.
+    assert!(billed(Value::Null));
+}
+
+#[test]
+fn a_time_that_no_run_takes_prices_nothing() {
+    let replicate = Replicate::new("r8_1").unwrap();
+    for (time, usage) in [(json!(41.5), Some(41_500)), (json!(1e12), None), (json!(-1), None), (json!("3"), None)] {
+        let ended = prediction(json!({ "id": "p", "status": "succeeded", "metrics": { "predict_time": time } }));
+        let expected = usage.map(|ms| Usage::Compute(Duration::from_millis(ms)));
+        assert_eq!(replicate.snapshot(&ended).usage, expected, "{time}");
+    }
+}

@@ -3,14 +3,16 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::client::{RunId, if_fits};
+
 /// A prediction, as `GET /predictions/{id}`, the list and the webhook have it.
 #[derive(Deserialize)]
 pub(super) struct Prediction {
     pub(super) id: String,
     pub(super) status: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "if_fits")]
     pub(super) model: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "if_fits")]
     pub(super) version: Option<String>,
     #[serde(default)]
     pub(super) input: Value,
@@ -19,9 +21,11 @@ pub(super) struct Prediction {
     /// A string, or null; its official type is "unknown".
     #[serde(default)]
     pub(super) error: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "if_fits")]
+    pub(super) deployment: Option<String>,
+    #[serde(default, deserialize_with = "if_fits")]
     pub(super) logs: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "if_fits")]
     pub(super) metrics: Option<Map<String, Value>>,
     #[serde(default)]
     pub(super) source: Option<String>,
@@ -32,7 +36,7 @@ pub(super) struct Prediction {
 /// What a create answers: an id, or nobody knows what was bought.
 #[derive(Deserialize)]
 pub(super) struct Created {
-    pub(super) id: String,
+    pub(super) id: RunId,
 }
 
 /// A page of the list of predictions, newest first.

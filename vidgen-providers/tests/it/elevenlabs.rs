@@ -426,3 +426,24 @@ async fn a_job_speaks_and_costs_what_the_answer_said() {
         (format!("/v1/text-to-speech/{RACHEL}").as_str(), &json!("Hello, you."))
     );
 }
+
+#[tokio::test]
+async fn an_answer_is_told_by_its_type_and_has_to_have_something_in_it() {
+    for (content_type, body, lost) in [
+        ("audio/mpeg", "ID3", false),
+        ("Audio/MPEG; x=y", "ID3", false),
+        ("", "ID3", false),
+        ("audio/mpeg", "", true),
+        ("application/json", "{}", true),
+    ] {
+        let headers = [("content-type", content_type)];
+        let headers = if content_type.is_empty() { &headers[..0] } else { &headers[..] };
+        let url = answering(200, headers, body).await;
+        let provider = ElevenLabs::builder("k").with_base_url(url).build().unwrap();
+        let (task, store) = (say(Some(RACHEL)), Arc::new(MemoryStore::new()));
+        let id = submission_id(&task);
+        let options = SubmitOptions::new(id.clone()).with_spool(Spool::new(store, &id).unwrap());
+        let answer = provider.submit(&task, &options).await;
+        assert_eq!(answer.err().map(|e| e.kind()), lost.then_some(ErrorKind::OutcomeUnknown), "{content_type} {body}");
+    }
+}

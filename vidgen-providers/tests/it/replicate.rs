@@ -195,6 +195,13 @@ async fn the_list_is_searched_around_the_intent() {
     let minutes = |n| jiff::SignedDuration::from_mins(n);
     assert_eq!(query("created_after"), at - minutes(2));
     assert_eq!(query("created_before"), at + minutes(7));
+    // Whoever is patient with a submit may be accepted so much later.
+    let patient = Duration::from_mins(20);
+    let slow = Replicate::builder(set.lab.key()).with_base_url(set.lab.base_url()).with_submit_timeout(patient);
+    slow.build().unwrap().find(&submission(&set.provider, &task, &id, Some(at))).await.unwrap();
+    let asked = set.requests(Class::Read).pop().unwrap();
+    let before = asked.query("created_before").unwrap();
+    assert!(before.parse::<jiff::Timestamp>().unwrap() >= at + minutes(22), "{before}");
     // Whoever looks at another time finds nothing, and the account's list was complete.
     let never = set.provider.find(&submission(&set.provider, &task, &id, Some(at - minutes(60)))).await.unwrap();
     assert_eq!(never, Lookup::Absent);

@@ -439,3 +439,31 @@ async fn a_rotated_key_is_used_at_once() {
     provider.rotate_key(set.lab.key()).unwrap();
     submit(&clone, &task).await.unwrap();
 }
+
+#[tokio::test]
+async fn what_is_paid_for_is_there_whatever_is_said_beside_it() {
+    for (cost, progress) in [
+        (json!({}), json!("100%")),
+        (json!({ "credits": null }), json!(null)),
+        (json!("60"), json!({})),
+        (json!({ "credits": 1e300 }), json!(1e300)),
+    ] {
+        let body = json!({ "id": "t", "status": "SUCCEEDED", "output": ["https://o.example/1"], "cost": cost,
+            "progress": progress, "failure": { "a": 1 } });
+        let url = answering(200, &[], &body.to_string()).await;
+        let provider = Runway::builder("k").with_base_url(url).build().unwrap();
+        let end = provider.poll(&Handle::new("runway".into(), "t")).await.unwrap();
+        assert!(matches!(&end.state, RunState::Succeeded(outputs) if outputs.len() == 1), "{body}");
+        assert_eq!(end.usage, None, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_an_id_that_can_be_asked_for_leaves_the_outcome_unknown() {
+    for id in ["", ".", ".."] {
+        let url = answering(200, &[], &json!({ "id": id }).to_string()).await;
+        let provider = Runway::builder("k").with_base_url(url).build().unwrap();
+        let error = submit(&provider, &task(GEN, video(None, 5))).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutcomeUnknown, "{id:?}");
+    }
+}

@@ -323,3 +323,13 @@ async fn kinds_are_told_apart_by_name_alone() {
     let error = set.submit(&task("sdxl", video(None, 2))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
 }
+
+#[tokio::test]
+async fn a_half_accepted_workflow_that_cannot_be_taken_back_may_run() {
+    let body = json!({ "prompt_id": "x", "number": 1, "node_errors": { "9": { "class_type": "SaveImage" } } });
+    let url = crate::answers::answering(200, &[], &body.to_string()).await;
+    let provider = ComfyUi::builder(url).with_workflow(sdxl()).without_progress().build().unwrap();
+    let task = task("sdxl", image());
+    let error = provider.submit(&task, &SubmitOptions::new(submission_id(&task))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutcomeUnknown, "{error}");
+}

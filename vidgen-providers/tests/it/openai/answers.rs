@@ -7,6 +7,7 @@ use vidgen_core::{AspectRatio, ErrorKind, ImageTask, MediaType, Output, Resoluti
 use vidgen_providers::lab::{Answer, Play, Serving, Setup};
 
 use super::*;
+use crate::answers::answering;
 
 const IMAGES: &str = "POST /v1/images/generations";
 const SPEECH: &str = "POST /v1/audio/speech";
@@ -215,5 +216,29 @@ async fn every_known_model_is_asked_in_a_way_that_is_understood() {
     for model in models {
         let spec = if model.kind == vidgen_core::StepKind::Image { image() } else { speech(None) };
         set.submit(&task(model.id.as_str(), spec)).await.unwrap_or_else(|e| panic!("{}: {e}", model.id));
+    }
+}
+
+#[tokio::test]
+async fn a_paid_image_is_kept_whatever_is_said_of_its_tokens() {
+    let used = Some(Usage::MilliUnits(1200));
+    for (usage, known) in [
+        (json!({ "input_tokens": 800, "output_tokens": 1000 }), used),
+        (json!({ "input_tokens": 800.0, "output_tokens": 1000.0 }), None),
+        (json!({ "output_tokens": -1 }), None),
+        (json!("1200 tokens"), None),
+        (json!([]), None),
+        // What a gateway writes where it knows nothing: no picture has none.
+        (json!({ "input_tokens": 0, "output_tokens": 0 }), None),
+        (json!({ "output_tokens": u64::MAX }), None),
+    ] {
+        let body = json!({ "data": [{ "b64_json": "iVBORw0KGgo=" }], "usage": usage });
+        let url = answering(200, &[], &body.to_string()).await;
+        let provider = builder("k", &url, Dialect::LiteLlm).build().unwrap();
+        let task = task("gpt-image-1", image());
+        let id = submission_id(&task);
+        let spool = Spool::new(Arc::new(MemoryStore::new()), &id).unwrap();
+        let handle = provider.submit(&task, &options(&id).with_spool(spool)).await.unwrap();
+        assert_eq!(provider.poll(&handle).await.unwrap().usage, known, "{usage}");
     }
 }

@@ -339,3 +339,14 @@ fn a_server_of_ones_own_has_what_it_was_started_with() {
     assert_eq!((models(Dialect::VllmOmni), models(Dialect::SgLang)), (1, 1));
     assert_eq!((models(Dialect::OpenAi), models(Dialect::LiteLlm)), (8, 8));
 }
+
+#[tokio::test]
+async fn a_job_is_followed_whatever_is_said_beside_its_id_and_its_status() {
+    let body = json!({ "id": "v", "status": "completed", "progress": "100%", "prompt": ["a"], "task_id": 7 });
+    let url = crate::answers::answering(200, &[], &body.to_string()).await;
+    let provider = builder("k", &url, Dialect::OpenAi).build().unwrap();
+    let task = task("acme-video", video(None, 8));
+    let handle = provider.submit(&task, &options(&submission_id(&task))).await.unwrap();
+    assert_eq!(handle.remote_id, "v");
+    assert!(matches!(provider.poll(&handle).await.unwrap().state, vidgen_core::RunState::Succeeded(_)));
+}

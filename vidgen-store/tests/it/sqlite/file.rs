@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 use vidgen_core::conformance::sample;
-use vidgen_core::{ErrorKind, JobFilter, Queue};
+use vidgen_core::{ErrorKind, Handle, JobFilter, Queue, StepKind, Witness, submission_id};
 use vidgen_store::sqlite::SqliteQueue;
 
 async fn raw(path: &std::path::Path) -> SqliteConnection {
@@ -58,6 +58,37 @@ async fn many_may_open_a_new_file_at_once() {
         queue.enqueue(sample::new_job(&sample::tenant("ann"))).await.unwrap();
     }
     assert_eq!(queues[0].stats().await.unwrap().queued, 8);
+}
+
+#[tokio::test]
+async fn a_file_of_the_version_before_witnesses_is_brought_up_to_date_with_its_jobs() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vidgen.db");
+    let ann = sample::tenant("ann");
+    let job = {
+        let queue = SqliteQueue::open(&path).await.unwrap();
+        queue.enqueue(sample::new_job(&ann)).await.unwrap().job
+    };
+    // As that version left it.
+    let mut old = raw(&path).await;
+    sqlx::query("drop table vg_witness").execute(&mut old).await.unwrap();
+    sqlx::query("delete from _vidgen_migrations where version > 1").execute(&mut old).await.unwrap();
+    old.close().await.unwrap();
+
+    let queue = SqliteQueue::open(&path).await.unwrap();
+    assert_eq!(queue.get(&ann, job.id).await.unwrap(), job);
+    let submission = submission_id(job.id, StepKind::Video, 1);
+    let witness = Witness { job: job.id, submission, handle: Handle::new("acme".into(), "run-1") };
+    queue.witness(witness.clone()).await.unwrap();
+    assert_eq!(queue.get(&ann, job.id).await.unwrap().witnesses, std::slice::from_ref(&witness));
+    drop(queue);
+    let again = SqliteQueue::open(&path).await.unwrap();
+    assert_eq!(again.get(&ann, job.id).await.unwrap().witnesses, [witness]);
+    again.cancel(&ann, job.id, None).await.unwrap();
+    again.delete(&ann, job.id).await.unwrap();
+    let left: i64 =
+        sqlx::query_scalar("select count(*) from vg_witness").fetch_one(&mut raw(&path).await).await.unwrap();
+    assert_eq!(left, 0, "it goes with its job");
 }
 
 #[tokio::test]

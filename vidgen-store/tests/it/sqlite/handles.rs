@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use vidgen_core::clock::ManualClock;
 use vidgen_core::conformance::queue::start;
 use vidgen_core::conformance::sample;
-use vidgen_core::{BEAT, Fenced, JobEnd, LEASE, Limits, NewJob, Queue, Settlement, Usd};
+use vidgen_core::{BEAT, ClaimBatch, Fenced, JobEnd, LEASE, Limits, NewJob, Queue, Settlement, Usd, WorkerId};
 use vidgen_store::sqlite::SqliteQueue;
 
 use super::{manual_clock, on};
@@ -29,15 +29,17 @@ async fn two_handles_share_the_jobs_and_never_one_job() {
     let new = || NewJob { limits: limits.clone(), ..sample::new_job(&sample::tenant("ann")) };
     let creates = (0..400).map(|n| if n % 2 == 0 { one.enqueue(new()) } else { two.enqueue(new()) });
     futures::future::join_all(creates).await.into_iter().for_each(|created| drop(created.unwrap()));
-    let drain = async |queue: SqliteQueue| {
+    // Each has its first jobs before either goes on: on a busy machine one may do all the rest.
+    let mut begun = Vec::new();
+    for queue in [one, two] {
         let worker = queue.register("w").await.unwrap();
+        let batch = queue.claim(worker, 7).await.unwrap();
+        begun.push((queue, worker, batch));
+    }
+    let drain = async |(queue, worker, mut batch): (SqliteQueue, WorkerId, ClaimBatch)| {
         let mut done = Vec::new();
-        loop {
-            let batch = queue.claim(worker, 7).await.unwrap();
-            if batch.jobs.is_empty() {
-                return done;
-            }
-            for claimed in batch.jobs {
+        while !batch.jobs.is_empty() {
+            for claimed in std::mem::take(&mut batch.jobs) {
                 let settlement = Settlement {
                     claim: claimed.claim,
                     end: JobEnd::Completed(sample::output()),
@@ -47,8 +49,11 @@ async fn two_handles_share_the_jobs_and_never_one_job() {
                 assert_eq!(queue.settle(settlement).await.unwrap(), Fenced::Applied);
                 done.push(claimed.job.id);
             }
+            batch = queue.claim(worker, 7).await.unwrap();
         }
+        done
     };
+    let (two, one) = (begun.pop().unwrap(), begun.pop().unwrap());
     let (a, b) = tokio::join!(tokio::spawn(drain(one)), tokio::spawn(drain(two)));
     let (a, b) = (a.unwrap(), b.unwrap());
     let all: HashSet<_> = a.iter().chain(&b).collect();
