@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use serde_json::{Map, Value, json};
-use vidgen_core::conformance::provider::{Call, Fixture, Impossible, Scene, Stage};
+use vidgen_core::conformance::provider::{Call, Fixture, Impossible, Scene, Signed, Stage};
 use vidgen_core::*;
 
 const KEY: &str = "easel-key-0123456789";
@@ -147,8 +147,14 @@ impl Provider for Easel {
         Ok(id.map_or(Lookup::Absent, |id| Lookup::Found(Handle::new(self.id(), id))))
     }
 
-    async fn callback(&self, _: &Callback, _: &Spool) -> Result<Handle> {
-        Err(Error::new(ErrorKind::Unsupported, "easel", "does not call back"))
+    async fn callback(&self, callback: &Callback, _: &Spool) -> Result<Handle> {
+        if callback.header("easel-key") != Some(KEY) {
+            return Err(error(ErrorKind::Unauthorized, "the callback is not the easel's"));
+        }
+        let body: Value = serde_json::from_slice(&callback.body)
+            .map_err(|e| error(ErrorKind::Protocol, "the callback is not understood").with_source(e))?;
+        let id = body["id"].as_str().ok_or_else(|| error(ErrorKind::Protocol, "a callback about nothing"))?;
+        Ok(Handle::new(self.id(), id))
     }
 }
 
@@ -263,7 +269,17 @@ impl Fixture for Studio {
             let remote = remote.clone();
             move || Easel { key: key.into(), remote: remote.clone() }
         };
+        let told = {
+            let remote = remote.clone();
+            move |id: &SubmissionId| {
+                let paintings = remote.paintings.lock().unwrap();
+                let number = paintings.iter().position(|(key, _)| key == id.as_str())?;
+                let body = json!({ "id": format!("p{number}"), "state": "done" }).to_string();
+                Some(Callback::new([("easel-key", KEY)], body, jiff::Timestamp::UNIX_EPOCH))
+            }
+        };
         let stage = Stage::new(task, client, move || remote.calls.lock().unwrap().clone())
+            .with_callback(Signed::Sender, told)
             .with_secrets([KEY, "easel-key-revoked", PROMPT])
             .with_handle(Handle::new(ProviderId::new("easel"), "p999"))
             .with_retry_after(Duration::from_secs(BACK_AFTER))
