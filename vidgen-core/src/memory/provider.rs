@@ -327,6 +327,7 @@ impl Provider for ScriptedProvider {
         run.polls = run.polls.saturating_add(1);
         Ok(match &run.scene {
             Scene::Vanishes => return Err(unknown()),
+            Scene::Lags { looks } if run.polls <= *looks => return Err(unknown()),
             Scene::Fails(failure) => Snapshot::failed(failure.clone()),
             Scene::RunsForever => Snapshot::running(Some(0.5)),
             Scene::UnknownState => Snapshot::running(None),

@@ -19,6 +19,9 @@ const SLOWEST_POLL: Duration = Duration::from_secs(10);
 const SAFETY_NET: Duration = Duration::from_secs(30);
 /// So many times what was held for a run is far more than its price.
 const OVERRUN: i64 = 2;
+/// How long a paid run may be unknown to its provider before it counts as lost: reads may lag behind
+/// what was accepted, and be answered by another of its machines.
+const UNKNOWN_PATIENCE: Duration = Duration::from_secs(60);
 /// How often an output is copied before it is called invalid.
 const MAX_COPIES: u32 = 3;
 /// The wait before an output is copied again.
@@ -47,6 +50,8 @@ pub(crate) struct Polling<'a> {
     overran: bool,
     /// Whether what callbacks told could not be read: then the end may have been told.
     unread: bool,
+    /// Since when the provider does not know the run.
+    unknown: Option<Duration>,
 }
 
 impl<'a> Polling<'a> {
@@ -72,6 +77,7 @@ impl<'a> Polling<'a> {
             store_failures: 0,
             overran: false,
             unread: false,
+            unknown: None,
         }
     }
 
@@ -107,12 +113,15 @@ impl<'a> Polling<'a> {
                 continue;
             }
             match snapshot {
-                Ok(snapshot) => self.see(&record, snapshot).await?,
+                Ok(snapshot) => {
+                    self.unknown = None;
+                    self.see(&record, snapshot).await?;
+                }
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     // Its end may have been told while it was asked for.
                     match self.news(&record).await {
                         Some(news) => self.run.checkpoint(news, None).await.map(|_| ())?,
-                        None if self.unread => self.after_error(None),
+                        None if self.unread || self.may_be_there(&record) => self.after_error(None),
                         None => self.lose(&record, self.run.sent(self.planned.step)).await?,
                     }
                 }
@@ -151,6 +160,15 @@ impl<'a> Polling<'a> {
         // The hint that a call came may get lost: it is looked for with every poll.
         self.unread = !self.run.hear().await;
         step::after_news(record, &self.run.told(record.open_submission()?)?)
+    }
+
+    /// Whether a run that its provider does not know now may only be late to be known: it was paid
+    /// for, nobody asked for its end, and it was not looked for long yet.
+    fn may_be_there(&mut self, record: &StepRecord) -> bool {
+        let StepState::Accepted { submission, cancel_sent: false, .. } = &record.state else { return false };
+        let now = self.run.inner.clock.monotonic();
+        let since = *self.unknown.get_or_insert(now);
+        !step::is_free(submission, &self.capabilities) && now.saturating_sub(since) < UNKNOWN_PATIENCE
     }
 
     fn looked_long(&self) -> bool {

@@ -383,3 +383,24 @@ async fn a_notifier_that_panics_loses_no_event() {
     worker.shutdown().await;
     assert_eq!(world.notifier.deliveries().len(), 1);
 }
+
+/// A paid run that its provider does not know yet is waited for, and one that it never knows is
+/// not waited for for long.
+#[tokio::test(start_paused = true)]
+async fn a_paid_run_whose_provider_lags_is_not_given_up_at_the_first_look() {
+    for (scene, state, failure_cost) in [
+        (Scene::Lags { looks: 4 }, JobState::Completed, Usd::from_cents(50)),
+        (Scene::Vanishes, JobState::Failed, Usd::from_cents(50)),
+    ] {
+        let studio = ScriptedProvider::new("studio");
+        studio.then(StepKind::Video, scene);
+        let world = world(Pipeline::named("default").video(studio.clone()));
+        let job = {
+            let request = JobRequest::new("a cat");
+            let id = world.vidgen.create(&world.tenant, request, CreateOptions::default()).await.unwrap().job.id;
+            world.finish(id).await
+        };
+        assert_eq!((job.state, job.cost), (state, failure_cost), "{:?}", job.failure);
+        assert_eq!(studio.accepted().len(), 1);
+    }
+}

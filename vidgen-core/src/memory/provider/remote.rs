@@ -58,6 +58,11 @@ pub enum Scene {
     RunsForever,
     /// Accepted; then the provider forgets it.
     Vanishes,
+    /// Accepted; but whoever looks is told that there is no such run, so many times.
+    Lags {
+        /// How many looks.
+        looks: u32,
+    },
     /// Accepted; but its output breaks off half-way, so many times.
     Truncates {
         /// How many downloads break off.
